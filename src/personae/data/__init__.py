@@ -1,0 +1,1 @@
+"""Surveys as validated, sparse tables; one reader a file."""
