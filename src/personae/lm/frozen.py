@@ -1,0 +1,217 @@
+"""`FrozenLM`: any Hugging Face causal LM, its weights never trained, read and steered by embeddings."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Sequence
+from functools import cached_property, lru_cache
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+
+from personae.lm import shared_context
+from personae.lm.names import resolve
+from personae.lm.prompts import Template
+from personae.lm.shared_context import Context
+
+log = logging.getLogger(__name__)
+
+
+class FrozenLM:
+    """A causal language model in evaluation mode, without gradients of its own.
+
+    Parameters
+    ----------
+    model : transformers.PreTrainedModel
+        A decoder-only LM.
+    tokenizer : transformers.PreTrainedTokenizerBase
+    name : str
+        What the LM is called in messages and manifests.
+
+    Attributes
+    ----------
+    hidden_size : int
+        Width H of the input embeddings, the space of virtual tokens.
+    shared : bool
+        Whether the shared-context engine serves this LM (checked on a tiny input when it is loaded);
+        where it does not, rows are run one by one, which is slower and equal.
+
+    Examples
+    --------
+    >>> from personae.lm.tiny import tiny_lm
+    >>> lm = tiny_lm("llama")
+    >>> lm.hidden_size, lm.shared
+    (32, True)
+    """
+
+    def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "lm") -> None:
+        self.model = model.eval().requires_grad_(False)
+        self.tokenizer = tokenizer
+        self.name = name
+        self.template = Template(self)
+        self.shared = shared_context.install(model) and self._shared_is_equal()
+        if not self.shared:
+            log.warning(
+                "%s does not fit the shared-context engine: its results are the same, row by row and slower", name
+            )
+        self._check_output()
+
+    @classmethod
+    def load(cls, name: str = "smollm2-135m", dtype: str = "auto", device: str = "auto") -> FrozenLM:
+        """Load by short name, local folder or hub id.
+
+        Parameters
+        ----------
+        name : str
+            ``"smollm2-135m"`` is the embedded default and needs no model hub.
+        dtype : {"auto", "float32", "bfloat16", "float16"}
+            ``"auto"``: bfloat16 where the processor computes in it, else float32.
+        device : str
+            ``"auto"``: the first GPU if there is one, else the CPU.
+        """
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        kind = best_dtype(device) if dtype == "auto" else getattr(torch, dtype)
+        return _load(str(resolve(name)), name, kind, device)
+
+    # what it is ------------------------------------------------------------------------------------------------
+    @property
+    def device(self) -> torch.device:
+        return self.embedding.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.embedding.weight.dtype
+
+    @property
+    def embedding(self) -> torch.nn.Embedding:
+        return self.model.get_input_embeddings()
+
+    @property
+    def hidden_size(self) -> int:
+        return self.embedding.embedding_dim
+
+    @cached_property
+    def embedding_scale(self) -> float:
+        """Standard deviation of the vocabulary's embeddings: the scale at which virtual tokens live."""
+        return self.embedding.weight.float().std().item()
+
+    @cached_property
+    def fingerprint(self) -> dict[str, str | int]:
+        """What a bundle remembers of its LM, so that another one is refused."""
+        h = hashlib.sha256()
+        sample = self.embedding.weight.detach().float()[:: max(1, self.embedding.num_embeddings // 256)]
+        h.update(sample.to(torch.bfloat16).float().cpu().numpy().tobytes())
+        vocabulary = "\n".join(f"{t}\t{i}" for t, i in sorted(self.tokenizer.get_vocab().items()))
+        return {
+            "name": self.name,
+            "architecture": type(self.model).__name__,
+            "hidden_size": self.hidden_size,
+            "layers": self.model.config.num_hidden_layers,
+            "embedding_sha256": h.hexdigest(),
+            "tokenizer_sha256": hashlib.sha256(vocabulary.encode()).hexdigest(),
+        }
+
+    @cached_property
+    def key_shapes(self) -> list[tuple[int, int]]:
+        """(key/value heads, head size) of every layer."""
+        return [(k.shape[1], k.shape[3]) for k in self.encode([[0]]).keys]
+
+    # text ------------------------------------------------------------------------------------------------------
+    def tokens(self, text: str, special: bool = False) -> list[int]:
+        """Token ids of a text; names of special tokens in it stay plain text unless ``special``."""
+        if not text:
+            return []
+        return self.tokenizer(text, add_special_tokens=False, split_special_tokens=not special)["input_ids"]
+
+    @cached_property
+    def bos(self) -> tuple[int, ...]:
+        """The begin-of-text token if the tokenizer adds one to a text, else nothing."""
+        ids = self.tokenizer("a")["input_ids"]
+        bos = self.tokenizer.bos_token_id
+        return (bos,) if bos is not None and ids[0] == bos else ()
+
+    @cached_property
+    def stop_ids(self) -> frozenset[int]:
+        """Tokens that end a reply: EOS of the model and tokenizer, and the template's end of turn."""
+        eos = getattr(self.model.generation_config, "eos_token_id", None)
+        ids = set(eos if isinstance(eos, list) else [eos]) | {self.tokenizer.eos_token_id}
+        ids |= set(self.tokens(self.template.turn_end(), special=True)[:1])
+        return frozenset(i for i in ids if i is not None)
+
+    def embed(self, ids: Sequence[int]) -> Tensor:
+        """Input embeddings (len(ids), H)."""
+        return self.embedding(torch.tensor(list(ids), dtype=torch.long, device=self.device))
+
+    # passes ----------------------------------------------------------------------------------------------------
+    def encode(self, ids: Sequence[Sequence[int]]) -> Context:
+        """Contexts computed once, to be continued many times (see `personae.lm.shared_context`)."""
+        return shared_context.encode(self.model, ids, pad=self.tokenizer.pad_token_id or 0)
+
+    def extend(
+        self, context: Context, x: Tensor, offset: Tensor | None = None, visible: Tensor | None = None
+    ) -> Tensor:
+        """Hidden states (C, N, M, H) of N continuations of each context, by the engine or, if need be, row by row."""
+        run = shared_context.continue_shared if self.shared else shared_context.continue_plain
+        return run(self.model, context, x, offset, visible)
+
+    def logits(self, hidden: Tensor, ids: Tensor | None = None) -> Tensor:
+        """Next-token logits (..., V) in float32, or (..., len(ids)) from those rows of the output matrix only."""
+        head = self.model.get_output_embeddings()
+        weight = head.weight if ids is None else head.weight[ids]
+        bias = getattr(head, "bias", None)
+        bias = bias if bias is None or ids is None else bias[ids]
+        config = self.model.config
+        scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+        out = torch.nn.functional.linear(hidden, weight, bias).float() * scale
+        cap = getattr(config, "final_logit_softcapping", None)
+        return out if cap is None else cap * torch.tanh(out / cap)
+
+    # checks ----------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def _shared_is_equal(self) -> bool:
+        """Whether shared and plain passes agree on a tiny input; an architecture may ignore the engine silently."""
+        top = self.embedding.num_embeddings - 1
+        context = self.encode([[i * 37 % top for i in range(1, 12)], [i * 53 % top for i in range(1, 7)]])
+        x = self.embed([i * 71 % top for i in range(1, 13)]).view(2, 2, 3, -1)
+        # A tree, whose last two tokens are branches that do not see each other.
+        visible = torch.tensor([[1, 0, 0], [1, 1, 0], [1, 0, 1]], dtype=torch.bool, device=x.device).expand(2, 3, 3)
+        offset = torch.tensor([0, 1, 1], device=x.device).expand(2, 3)
+        try:
+            together = shared_context.continue_shared(self.model, context, x, offset, visible).float()
+        except Exception as error:  # any architecture may refuse in its own way
+            log.info("shared context: %s", error)
+            return False
+        alone = shared_context.continue_plain(self.model, context, x, offset, visible).float()
+        tolerance = 1e-3 if self.dtype == torch.float32 else 0.1
+        return bool((together - alone).abs().max() <= tolerance * alone.abs().max())
+
+    @torch.no_grad()
+    def _check_output(self) -> None:
+        ids = torch.tensor([[1, 2, 3]], device=self.device)
+        own = self.model(input_ids=ids).logits[0, -1].float()
+        ours = self.logits(self.model.base_model(input_ids=ids).last_hidden_state[0, -1])
+        if (own - ours).abs().max() > 0.02 * own.abs().max() + 1e-4:
+            raise ValueError(
+                f"{self.name} ({type(self.model).__name__}) computes its logits in a way personae does not know; "
+                "use an LM whose logits are a linear read-out of the last hidden state"
+            )
+
+
+@lru_cache(maxsize=2)  # one LM serves every steerer of a process
+def _load(folder: str, name: str, dtype: torch.dtype, device: str) -> FrozenLM:
+    local = Path(folder).is_dir()
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=local)
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=local)
+    return FrozenLM(model.to(device), tokenizer, name)
+
+
+def best_dtype(device: str) -> torch.dtype:
+    """bfloat16 where the processor has instructions for it, else float32."""
+    if device.startswith("cuda"):
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    supported = getattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False)
+    return torch.bfloat16 if device == "cpu" and supported() else torch.float32

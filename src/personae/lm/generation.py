@@ -1,0 +1,121 @@
+"""Batched generation in which every row has virtual tokens of its own; streamed as it is made."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from personae.lm.frozen import FrozenLM
+from personae.lm.prompts import Prompt
+from personae.lm.reading import KeyValues, prefix_cache
+
+
+@torch.no_grad()
+def stream(
+    lm: FrozenLM,
+    prompts: Sequence[Prompt],
+    virtual: Tensor | KeyValues | None = None,
+    max_new_tokens: int = 64,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    seeds: Sequence[int] | None = None,
+) -> Iterator[list[str]]:
+    """Decode R prompts together; each step yields the new text of every row ("" where there is none).
+
+    Parameters
+    ----------
+    virtual : Tensor (R, T, H), or for placement ``prefix`` keys and values (R, Hkv, T, D) a layer, or None
+    temperature : float
+        0 is greedy; else tokens are drawn from the softmax at this temperature.
+    top_p : float in (0, 1]
+        Draw only from the smallest set of tokens with at least this probability.
+    seeds : sequence of int, optional
+        One a row: a row's text does not depend on its neighbours. 0, 1, ... by default.
+    """
+    if not 0 < top_p <= 1 or temperature < 0:
+        raise ValueError(f"temperature must be at least 0 and top_p in (0, 1]; got {temperature} and {top_p}")
+    rows = [_row(lm, p, virtual[i] if isinstance(virtual, Tensor) else None) for i, p in enumerate(prompts)]
+    longest = max(len(r) for r in rows)
+    x = torch.stack([torch.nn.functional.pad(r, (0, 0, longest - len(r), 0)) for r in rows])  # left-padded
+    mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=lm.device)
+    positions = (mask.cumsum(1) - 1).clamp(min=0)
+    cache = None
+    if isinstance(virtual, list):
+        cache = prefix_cache(virtual, lm.dtype)
+        ahead = virtual[0][0].shape[2]
+        positions = positions + ahead
+        mask = torch.cat([mask.new_ones(len(rows), ahead), mask], 1)
+    generators = [torch.Generator().manual_seed(s) for s in (seeds or range(len(rows)))]
+    texts = [_Text(lm) for _ in rows]
+    alive = torch.ones(len(rows), dtype=torch.bool)
+    inputs: dict[str, Tensor] = {"inputs_embeds": x}
+    for _ in range(max_new_tokens):
+        out = lm.model.base_model(
+            **inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+        )
+        cache = out.past_key_values
+        logits = lm.logits(out.last_hidden_state[:, -1]).cpu()  # (R, V)
+        chosen = [_choose(row, temperature, top_p, g) for row, g in zip(logits, generators, strict=True)]
+        news = []
+        for r, token in enumerate(chosen):
+            if alive[r] and token in lm.stop_ids:
+                alive[r] = False
+            news.append(texts[r].add(token) if alive[r] else "")
+            if alive[r] and texts[r].ended:
+                alive[r] = False
+        yield news
+        if not alive.any():
+            break
+        inputs = {"input_ids": torch.tensor(chosen, device=lm.device)[:, None]}
+        positions = positions[:, -1:] + 1
+        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
+    yield [text.rest() for text in texts]
+
+
+def generate(lm: FrozenLM, prompts: Sequence[Prompt], virtual: Tensor | KeyValues | None = None, **how: float) -> list[str]:
+    """The whole texts of `stream`."""
+    pieces = list(stream(lm, prompts, virtual, **how))  # type: ignore[arg-type]
+    return ["".join(row).strip() for row in zip(*pieces, strict=True)]
+
+
+def _row(lm: FrozenLM, prompt: Prompt, virtual: Tensor | None) -> Tensor:
+    own = [] if virtual is None else [virtual.to(lm.dtype)]
+    return torch.cat([lm.embed(prompt.before), *own, lm.embed(prompt.after)])
+
+
+def _choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
+    if temperature == 0:
+        return int(logits.argmax())
+    p, index = torch.softmax(logits / temperature, -1).sort(descending=True)
+    p = torch.where(p.cumsum(0) - p < top_p, p, 0.0)  # the first token is always kept
+    return int(index[torch.multinomial(p, 1, generator=generator)])
+
+
+class _Text:
+    """Tokens to text, holding back what may still change: an unfinished character."""
+
+    def __init__(self, lm: FrozenLM) -> None:
+        self._lm = lm
+        self._ids: list[int] = []
+        self._said = 0
+        self.ended = False
+
+    def add(self, token: int) -> str:
+        self._ids.append(token)
+        text = self._lm.tokenizer.decode(self._ids, skip_special_tokens=True)
+        if not self._lm.template.is_chat and "\n" in text.strip():  # a base model's turn ends with its line
+            text = text[: len(text) - len(text.lstrip())] + text.strip().split("\n")[0]
+            self.ended = True
+        elif text.endswith("\ufffd"):
+            return ""
+        new, self._said = text[self._said :], len(text)
+        return new
+
+    def rest(self) -> str:
+        if self.ended:
+            return ""
+        text = self._lm.tokenizer.decode(self._ids, skip_special_tokens=True)
+        new, self._said = text[self._said :], len(text)
+        return new

@@ -1,0 +1,291 @@
+"""Reading the LM after virtual tokens: C prompts x N sets of virtual tokens x the texts that may follow.
+
+One pass serves everything that is read: letters at the end of the trunk (prompt + virtual tokens), whole texts along
+branches that share it. Logits are computed only where they are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+from transformers import DynamicCache
+
+from personae.lm.frozen import FrozenLM
+from personae.lm.prompts import Prompt, letter_ids
+from personae.lm.shared_context import Context
+
+KeyValues = list[tuple[Tensor, Tensor]]
+_LOGIT_ROWS = 1024  # positions whose full-vocabulary logits exist at one time
+
+
+@dataclass
+class Prepared:
+    """C prompts ready to be continued.
+
+    Attributes
+    ----------
+    prompts : list of Prompt
+    context : Context or None
+        What stands before the virtual tokens, encoded once; None where a prompt starts with them.
+    representation : Tensor (C, 2H)
+        The LM's own representation of each prompt without virtual tokens: last and mean hidden state.
+    """
+
+    prompts: list[Prompt]
+    context: Context | None
+    representation: Tensor
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+    def select(self, rows: Sequence[int]) -> Prepared:
+        """The given prompts."""
+        return replace(
+            self,
+            prompts=[self.prompts[r] for r in rows],
+            context=None if self.context is None else self.context.select(rows),
+            representation=self.representation[torch.as_tensor(rows)],
+        )
+
+
+def prepare(lm: FrozenLM, prompts: Sequence[Prompt], batch: int = 64) -> Prepared:
+    """Encode prompts, in batches of similar length; what is before the slot stays, for everybody who is to come."""
+    shared = [bool(p.before) for p in prompts]
+    if any(shared) != all(shared):
+        raise ValueError("prompts of different placements cannot be prepared together")
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].text_ids))
+    representation = torch.empty(len(prompts), 2 * lm.hidden_size, device=lm.device)
+    parts: list[tuple[int, Context, int]] = []
+    for start in range(0, len(order), batch):
+        rows = order[start : start + batch]
+        full = lm.encode([prompts[i].text_ids for i in rows])
+        representation[rows] = torch.cat([full.last, full.mean], -1).float()
+        if shared[0]:
+            whole = all(not prompts[i].after for i in rows)
+            part = full if whole else lm.encode([prompts[i].before for i in rows])
+            parts += [(i, part, r) for r, i in enumerate(rows)]
+    context = None
+    if shared[0]:
+        parts.sort(key=lambda part: part[0])
+        context = _gather([(part, r) for _, part, r in parts])
+    return Prepared(list(prompts), context, representation)
+
+
+def _gather(rows: list[tuple[Context, int]]) -> Context:
+    """One right-padded `Context` from rows of several."""
+    longest = max(int(c.lengths[r]) for c, r in rows)
+    layers = range(len(rows[0][0].keys))
+
+    def padded(of: str) -> list[Tensor]:
+        out = []
+        for layer in layers:
+            first = getattr(rows[0][0], of)[layer]
+            new = first.new_zeros(len(rows), first.shape[1], longest, first.shape[3])
+            for i, (c, r) in enumerate(rows):
+                t = int(c.lengths[r])
+                new[i, :, :t] = getattr(c, of)[layer][r, :, :t]
+            out.append(new)
+        return out
+
+    return Context(
+        [c.ids[r] for c, r in rows],
+        padded("keys"),
+        padded("values"),
+        torch.stack([c.lengths[r] for c, r in rows]),
+        torch.stack([c.last[r] for c, r in rows]),
+        torch.stack([c.mean[r] for c, r in rows]),
+    )
+
+
+@dataclass
+class Read:
+    """What the LM computed for C prompts x N sets of virtual tokens.
+
+    Attributes
+    ----------
+    trunk : Tensor (C, N, H)
+        Hidden state that predicts the first token after prompt and virtual tokens.
+    branch : Tensor (C, N, B, H) or None
+        Hidden states at the branches' input tokens.
+    """
+
+    trunk: Tensor
+    branch: Tensor | None
+
+
+def read(
+    lm: FrozenLM,
+    prepared: Prepared,
+    virtual: Tensor | KeyValues,
+    branches: Sequence[Sequence[Sequence[int]]] | None = None,
+) -> Read:
+    """Run the LM over prompt + virtual tokens (+ branches), every prompt with each of its N sets.
+
+    Parameters
+    ----------
+    virtual : Tensor (C, N, T, H), or for placement ``prefix`` a list, one a layer, of keys and values (C*N, Hkv, T, D)
+    branches : for each prompt its texts as token ids, optional
+        Each text's tokens but the last are run; see `text_log_probs`.
+    """
+    c = len(prepared)
+    prefix = None if isinstance(virtual, Tensor) else virtual
+    n = virtual.shape[1] if isinstance(virtual, Tensor) else virtual[0][0].shape[0] // c
+    own = virtual.shape[2] if isinstance(virtual, Tensor) else 0  # virtual tokens that are part of the row
+    trees = [_Tree.build(own + len(p.after), b) for p, b in zip(prepared.prompts, branches or [()] * c, strict=True)]
+    m = max(t.size for t in trees)
+    width = max(len(t.tokens) for t in trees)
+
+    after = [lm.embed([*p.after, *t.tokens]) for p, t in zip(prepared.prompts, trees, strict=True)]
+    tail = torch.stack([torch.nn.functional.pad(e, (0, 0, 0, m - own - len(e))) for e in after])  # (C, M - T, H)
+    x = tail[:, None].expand(c, n, -1, -1)
+    if isinstance(virtual, Tensor):
+        x = torch.cat([virtual.to(lm.dtype), x], 2)
+
+    # One path per row is plain causal order, which the LM's own fused attention does best.
+    branching = any(t.branches for t in trees)
+    if prepared.context is not None or branching:
+        visible = torch.stack([t.visible(m) for t in trees]).to(lm.device) if branching else None
+        offset = torch.stack([t.offset(m) for t in trees]).to(lm.device) if branching else None
+        hidden = _extend(lm, prepared, prefix, x, offset, visible)
+    else:
+        hidden = _rows(lm, prefix, x)
+    each = torch.arange(c, device=lm.device)
+    ends = torch.tensor([t.trunk - 1 for t in trees], device=lm.device)
+    trunk = hidden[each, :, ends]  # (C, N, H)
+    if not width:
+        return Read(trunk, None)
+    index = torch.stack([torch.arange(width).clamp(max=t.size - t.trunk - 1) + t.trunk for t in trees])
+    index = index.clamp(min=0).to(lm.device)  # (C, B); padding repeats a real place and is never read
+    branch = hidden.gather(2, index[:, None, :, None].expand(c, n, width, hidden.shape[-1]))
+    return Read(trunk, branch)
+
+
+def _extend(
+    lm: FrozenLM,
+    prepared: Prepared,
+    prefix: KeyValues | None,
+    x: Tensor,
+    offset: Tensor | None,
+    visible: Tensor | None,
+) -> Tensor:
+    c, n, m, h = x.shape
+    if prepared.context is not None:
+        return lm.extend(prepared.context, x, offset, visible)
+    if not lm.shared:
+        raise NotImplementedError(
+            f"{lm.name} does not fit the shared-context engine; option texts need placement late or system there"
+        )
+    # No shared part: every row is a context of its own, empty or holding its learned key/values.
+    if prefix is None:
+        prefix = [(x.new_zeros(c * n, heads, 0, size),) * 2 for heads, size in lm.key_shapes]
+    length = torch.full((c * n,), prefix[0][0].shape[2], device=x.device)
+    unused = x.new_zeros(c * n, 0)
+    keys, values = [k.to(x.dtype) for k, _ in prefix], [v.to(x.dtype) for _, v in prefix]
+    alone = Context([[]] * (c * n), keys, values, length, unused, unused)
+
+    def per_row(t: Tensor | None) -> Tensor | None:
+        return None if t is None else t.repeat_interleave(n, 0)
+
+    return lm.extend(alone, x.reshape(c * n, 1, m, h), per_row(offset), per_row(visible)).view(c, n, m, h)
+
+
+def _rows(lm: FrozenLM, prefix: KeyValues | None, x: Tensor) -> Tensor:
+    c, n, m, h = x.shape
+    cache = None if prefix is None else prefix_cache(prefix, lm.dtype)
+    out = lm.model.base_model(inputs_embeds=x.reshape(c * n, m, h), past_key_values=cache, use_cache=cache is not None)
+    return out.last_hidden_state.view(c, n, m, h)
+
+
+def prefix_cache(prefix: KeyValues, dtype: torch.dtype) -> DynamicCache:
+    """Learned keys and values (R, Hkv, T, D) a layer as the cache that the text continues."""
+    cache = DynamicCache()
+    for layer, (k, v) in enumerate(prefix):
+        cache.update(k.to(dtype), v.to(dtype), layer)
+    return cache
+
+
+@dataclass
+class _Tree:
+    """A trunk of tokens and the branches that continue it, laid out in one row."""
+
+    trunk: int
+    tokens: list[int]
+    branches: list[int]  # number of input tokens of each branch
+
+    @classmethod
+    def build(cls, trunk: int, texts: Sequence[Sequence[int]]) -> _Tree:
+        inputs = [list(t[:-1]) for t in texts]
+        return cls(trunk, [i for t in inputs for i in t], [len(t) for t in inputs if t])
+
+    @property
+    def size(self) -> int:
+        return self.trunk + len(self.tokens)
+
+    def offset(self, m: int) -> Tensor:
+        position = list(range(self.trunk))
+        for length in self.branches:
+            position += range(self.trunk, self.trunk + length)
+        return torch.tensor(position + [0] * (m - len(position)))
+
+    def visible(self, m: int) -> Tensor:
+        seen = torch.ones(m, m, dtype=torch.bool).tril()
+        start = self.trunk
+        for length in self.branches:
+            seen[start : start + length, self.trunk : start] = False
+            start += length
+        seen[self.size :] = False
+        seen[self.size :, 0] = True  # padding must see something; nothing reads it
+        return seen
+
+
+def letter_logits(lm: FrozenLM, found: Read, n_options: int) -> Tensor:
+    """Logits (C, N, n_options) of the option letters."""
+    return lm.logits(found.trunk, torch.tensor(letter_ids(lm, n_options), device=lm.device))
+
+
+def text_log_probs(
+    lm: FrozenLM, found: Read, branches: Sequence[Sequence[Sequence[int]]], mean: bool = True
+) -> list[Tensor]:
+    """Log-probability of each branch's text, for every prompt a Tensor (N, texts).
+
+    Parameters
+    ----------
+    mean : bool
+        Mean a token (length-normalised), so that long texts compete with short ones; else the sum.
+    """
+    states, targets, places = [], [], []
+    n = found.trunk.shape[1]
+    for c, texts in enumerate(branches):
+        start = 0
+        for text in texts:
+            states.append(found.trunk[c][:, None])  # (N, 1, H)
+            if len(text) > 1:
+                assert found.branch is not None
+                states.append(found.branch[c][:, start : start + len(text) - 1])
+                start += len(text) - 1
+            targets += text
+            places.append((c, len(text)))
+    flat = torch.cat(states, 1)  # (N, tokens, H)
+    wanted = torch.tensor(targets, device=lm.device).expand(n, -1)
+    token = _token_log_probs(lm, flat.reshape(-1, flat.shape[-1]), wanted.reshape(-1)).view(n, -1)
+    out: list[list[Tensor]] = [[] for _ in branches]
+    for (c, _), piece in zip(places, token.split([length for _, length in places], 1), strict=True):
+        out[c].append(piece.mean(1) if mean else piece.sum(1))
+    return [torch.stack(o, 1) for o in out]
+
+
+def _token_log_probs(lm: FrozenLM, hidden: Tensor, targets: Tensor) -> Tensor:
+    """log P(target) for each row of ``hidden`` (R, H); full-vocabulary logits exist for one chunk at a time."""
+
+    def chunk(h: Tensor, t: Tensor) -> Tensor:
+        return -torch.nn.functional.cross_entropy(lm.logits(h), t, reduction="none")
+
+    pieces = []
+    for h, t in zip(hidden.split(_LOGIT_ROWS), targets.split(_LOGIT_ROWS), strict=True):
+        # Recomputed in the backward pass rather than kept: [rows, vocabulary] is the largest thing there is.
+        pieces.append(checkpoint(chunk, h, t, use_reentrant=False) if torch.is_grad_enabled() else chunk(h, t))
+    return torch.cat(pieces)

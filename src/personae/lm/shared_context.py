@@ -1,0 +1,239 @@
+"""The shared-context engine: many continuations of a few contexts, each context computed once.
+
+A question and its people, or a dialogue and its K prompts with the reply, have one shape: C contexts, each continued
+N times by M tokens. A context's keys and values depend neither on the person nor on the prompt, so they are computed
+once, without gradient, and never copied per row: attention folds the N continuations into the query dimension,
+
+    scores = [ q K_context^T | q K_own^T ],    p = softmax(scores),    out = p_context V_context + p_own V_own,
+
+which is what every row [context + continuation] computes alone, in another order. It enters an LM through the
+attention interface of transformers, so it serves every architecture that uses that interface; `FrozenLM` checks on a
+tiny input that this is so, and runs `continue_plain` where it is not.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+ATTENTION = "personae_shared_context"
+
+
+@dataclass
+class Context:
+    """C encoded contexts, right-padded to the longest.
+
+    Attributes
+    ----------
+    ids : list of C token lists
+    keys, values : list, one a layer, of Tensor (C, Hkv, T, D)
+        Post-rotary, as the LM caches them.
+    lengths : Tensor (C,)
+        True lengths; positions from there on are padding.
+    last, mean : Tensor (C, H)
+        The final hidden state of the last token, and its mean over the tokens: the LM's own representation.
+    """
+
+    ids: list[list[int]]
+    keys: list[Tensor]
+    values: list[Tensor]
+    lengths: Tensor
+    last: Tensor
+    mean: Tensor
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def select(self, rows: Sequence[int]) -> Context:
+        """The given contexts, cut to the longest of them."""
+        index = torch.as_tensor(rows, device=self.lengths.device)
+        length = self.lengths[index]
+        longest = int(length.max())
+        return Context(
+            [self.ids[r] for r in rows],
+            [k[index, :, :longest] for k in self.keys],
+            [v[index, :, :longest] for v in self.values],
+            length,
+            self.last[index],
+            self.mean[index],
+        )
+
+
+def encode(model: PreTrainedModel, ids: Sequence[Sequence[int]], pad: int = 0) -> Context:
+    """Run C contexts through the LM once, without gradient.
+
+    Right padding needs no mask: a causal LM never looks to the right, and what the padding computes is not read.
+    """
+    device = model.get_input_embeddings().weight.device
+    lengths = torch.tensor([len(i) for i in ids], device=device)
+    longest = int(lengths.max())
+    padded = torch.full((len(ids), longest), pad, device=device)  # (C, T)
+    for c, tokens in enumerate(ids):
+        padded[c, : len(tokens)] = torch.tensor(tokens, device=device)
+    cache = DynamicCache()
+    with torch.no_grad():
+        hidden = model.base_model(input_ids=padded, past_key_values=cache, use_cache=True).last_hidden_state
+    real = (torch.arange(longest, device=device) < lengths[:, None]).to(hidden.dtype)  # (C, T)
+    last = hidden[torch.arange(len(ids), device=device), lengths - 1]
+    mean = (hidden * real[..., None]).sum(1) / lengths[:, None].to(hidden.dtype)
+    keys, values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
+    return Context([list(i) for i in ids], keys, values, lengths, last, mean)
+
+
+def continue_shared(
+    model: PreTrainedModel, context: Context, x: Tensor, offset: Tensor | None = None, visible: Tensor | None = None
+) -> Tensor:
+    """Hidden states of N continuations of each context.
+
+    Parameters
+    ----------
+    x : Tensor (C, N, M, H)
+        Input embeddings of the continuations, right-padded.
+    offset : Tensor (C, M) of int, optional
+        Position of each token after the context's end; 0, 1, ... by default.
+    visible : Tensor (C, M, M) of bool, optional
+        Which own token (column) each own token (row) sees; causal by default. With ``offset`` it lets several
+        branches (the options of a question) share one trunk (the virtual tokens).
+
+    Returns
+    -------
+    Tensor (C, N, M, H)
+    """
+    c, n, m, h = x.shape
+    if offset is None:
+        offset = torch.arange(m, device=x.device).expand(c, m)
+    position = context.lengths[:, None] + offset  # (C, M)
+    if visible is None:
+        visible = torch.ones(m, m, dtype=torch.bool, device=x.device).tril().expand(c, m, m)
+    with _continuing(_Shared(context, position, visible)):
+        out = model.base_model(
+            inputs_embeds=x.reshape(c * n, m, h),
+            position_ids=position.repeat_interleave(n, 0),
+            use_cache=False,
+        ).last_hidden_state
+    return out.view(c, n, m, h)
+
+
+def continue_plain(
+    model: PreTrainedModel, context: Context, x: Tensor, offset: Tensor | None = None, visible: Tensor | None = None
+) -> Tensor:
+    """The same as `continue_shared` by running every row [context + continuation] in full.
+
+    One call a context keeps positions exact whatever the lengths; a tree is run once for each of its branches.
+    """
+    embed = model.get_input_embeddings()
+    rows = []
+    for c, tokens in enumerate(context.ids):
+        head = embed(torch.tensor(tokens, device=x.device, dtype=torch.long)).to(x.dtype)  # (T, H)
+        row = torch.zeros_like(x[c])  # (N, M, H)
+        for path in _branches(x.shape[2], None if visible is None else visible[c]):
+            path = path.to(x.device)
+            full = torch.cat([head.expand(len(row), -1, -1), x[c][:, path]], 1)
+            hidden = model.base_model(inputs_embeds=full, use_cache=False).last_hidden_state[:, len(head) :]
+            row = row.index_copy(1, path, hidden)
+        rows.append(row)
+    return torch.stack(rows)
+
+
+def _branches(m: int, visible: Tensor | None) -> list[Tensor]:
+    """The root-to-leaf paths of a tree of tokens, each as token indices; one path when nothing branches."""
+    if visible is None:
+        return [torch.arange(m)]
+    seen_by_others = (visible & ~torch.eye(m, dtype=torch.bool, device=visible.device)).any(0)
+    return [torch.nonzero(visible[leaf]).flatten() for leaf in torch.nonzero(~seen_by_others).flatten().tolist()]
+
+
+@dataclass
+class _Shared:
+    """What the attention function needs about the pass in progress."""
+
+    context: Context
+    position: Tensor  # (C, M)
+    visible: Tensor  # (C, M, M)
+
+
+_active: ContextVar[_Shared | None] = ContextVar("shared_context", default=None)
+
+
+@contextmanager
+def _continuing(shared: _Shared) -> Iterator[None]:
+    token = _active.set(shared)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+def install(model: PreTrainedModel) -> bool:
+    """Let the LM's attention go through this file; ordinary passes are handed on to SDPA unchanged.
+
+    Returns False, and changes nothing, for an LM that does not run on SDPA (a soft cap on its scores, say).
+    """
+    if getattr(model.config, "_attn_implementation", None) != "sdpa":
+        return False
+    ALL_ATTENTION_FUNCTIONS.register(ATTENTION, _attention)
+    ALL_MASK_ATTENTION_FUNCTIONS.register(ATTENTION, _mask)
+    model.set_attn_implementation(ATTENTION)
+    return True
+
+
+def _mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    return None if _active.get() is not None else sdpa_mask(*args, **kwargs)
+
+
+def _attention(
+    module: torch.nn.Module,
+    query: Tensor,  # (C*N, Hq, M, D)
+    key: Tensor,  # (C*N, Hkv, M, D)
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    shared = _active.get()
+    if shared is None:
+        return ALL_ATTENTION_FUNCTIONS["sdpa"](
+            module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **kwargs
+        )
+    layer: int = module.layer_idx  # type: ignore[assignment]
+    ctx_k, ctx_v = shared.context.keys[layer], shared.context.values[layer]  # (C, Hkv, T, D)
+    rows, hq, m, d = query.shape
+    c, hkv, t, _ = ctx_k.shape
+    n, rep = rows // c, hq // hkv
+    scaling = d**-0.5 if scaling is None else scaling
+
+    # Fold the N continuations, and the heads that share keys, into the query dimension of their context.
+    q = query.view(c, n, hkv, rep, m, d).permute(0, 2, 1, 3, 4, 5).reshape(c, hkv, n * rep * m, d)
+    s_ctx = (q @ ctx_k.transpose(-1, -2)).view(c, hkv, n, rep, m, t)
+    own = query.reshape(rows, hkv, rep * m, d) @ key.transpose(-1, -2)
+    s_own = own.view(c, n, hkv, rep, m, m).permute(0, 2, 1, 3, 4, 5)
+    scores = torch.cat([s_ctx, s_own], -1).float() * scaling  # (C, Hkv, N, rep, M, T + M)
+    hidden_keys = _hidden_keys(shared, t, sliding_window)  # (C, M, T + M)
+    scores = scores.masked_fill(hidden_keys[:, None, None, None], float("-inf"))
+    p = torch.softmax(scores, -1).to(query.dtype)
+    o_ctx = (p[..., :t].reshape(c, hkv, n * rep * m, t) @ ctx_v).view(c, hkv, n, rep, m, d)
+    p_own = p[..., t:].permute(0, 2, 1, 3, 4, 5).reshape(rows, hkv, rep * m, m)
+    o_own = (p_own @ value).view(c, n, hkv, rep, m, d).permute(0, 2, 1, 3, 4, 5)
+    out = (o_ctx + o_own).permute(0, 2, 4, 1, 3, 5).reshape(rows, m, hq, d)  # (C*N, M, Hq, D)
+    return out, None
+
+
+def _hidden_keys(shared: _Shared, t: int, sliding_window: int | None) -> Tensor:
+    """True where a query (row) must not see a key (column): padding, other branches, beyond the window."""
+    key_position = torch.arange(t, device=shared.position.device).expand(len(shared.context), t)
+    hidden = (key_position >= shared.context.lengths[:, None])[:, None].expand(-1, shared.position.shape[1], -1)
+    hidden = torch.cat([hidden, ~shared.visible], -1)
+    if sliding_window is not None:
+        distance = shared.position[:, :, None] - torch.cat([key_position, shared.position], -1)[:, None]
+        hidden = hidden | (distance >= sliding_window)
+    return hidden
