@@ -11,7 +11,7 @@ class SurveyError(ValueError):
 
 @dataclass
 class Note:
-    """One reason for which something was skipped or changed, how often, and the first places."""
+    """One reason for which something was skipped or changed, how often, and where (the first thousand places)."""
 
     reason: str
     count: int = 0
@@ -43,10 +43,11 @@ class Account:
     format: str
     notes: list[Note] = field(default_factory=list)
 
-    max_examples = 3
+    max_examples = 1000  # kept
+    shown_examples = 3  # printed
 
     def add(self, reason: str, count: int = 1, where: str | None = None) -> None:
-        """Count ``count`` more cases of ``reason``; the first few places are kept as examples."""
+        """Count ``count`` more cases of ``reason``; the places are kept as examples."""
         if count == 0:
             return
         note = next((n for n in self.notes if n.reason == reason), None)
@@ -68,7 +69,8 @@ class Account:
     def __str__(self) -> str:
         lines = [f"{self.source} ({self.format})"]
         for n in self.notes:
-            where = ": " + "; ".join(n.examples) if n.examples else ""
-            more = ", ..." if n.examples and n.count > len(n.examples) else ""
+            shown = n.examples[: self.shown_examples]
+            where = ": " + "; ".join(shown) if shown else ""
+            more = "; ..." if shown and max(n.count, len(n.examples)) > len(shown) else ""
             lines.append(f"  {n.count:,} x {n.reason}{where}{more}")
         return "\n".join(lines)

@@ -91,7 +91,7 @@ class Survey:
     def __init__(
         self,
         questions: Sequence[Question],
-        respondents: Sequence[str],
+        respondents: Sequence[str] | pd.Index | np.ndarray,
         respondent: np.ndarray | Sequence[int],
         question: np.ndarray | Sequence[int],
         option: np.ndarray | Sequence[int],
@@ -189,9 +189,7 @@ class Survey:
             self.account,
         )
 
-    def select(
-        self, respondents: Iterable[str] | None = None, questions: Iterable[str] | None = None
-    ) -> Survey:
+    def select(self, respondents: Iterable[str] | None = None, questions: Iterable[str] | None = None) -> Survey:
         """The part with the given people and questions, in the given order; all of them where None."""
         rows = np.arange(self.n_respondents) if respondents is None else self.respondent_index(respondents)
         columns = np.arange(self.n_questions) if questions is None else self.question_index(questions)
@@ -246,7 +244,7 @@ def _check_names(ids: pd.Index, what: str) -> None:
     if not ids.is_unique:
         twice = ids[ids.duplicated()][0]
         raise SurveyError(f'{what} "{twice}" occurs more than once; every {what} needs an id of its own')
-    empty = np.flatnonzero(ids.str.strip() == "") if len(ids) else []
+    empty = np.flatnonzero([not name.strip() for name in ids])
     if len(empty):
         raise SurveyError(f"{what} number {empty[0] + 1} has an empty id")
 
