@@ -1,0 +1,513 @@
+"""`OpinionModel`: people's vectors from their answers, and anybody's option probabilities from a vector."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import scipy.sparse as sp
+from safetensors.numpy import load_file, save_file
+from sklearn.base import BaseEstimator
+from sklearn.utils.validation import check_is_fitted
+
+from personae.data.account import SurveyError
+from personae.data.survey import Question, Survey, look_up
+from personae.people.als import Factorization, Side, by_row, chunks, factorize, pack, unpack
+from personae.people.persona import Persona
+from personae.people.readout import Readout, fit_readout
+
+_DIMENSIONS = (4, 8, 16, 32)
+_WORTH_DOUBLING = 0.99  # a doubled dimension must bring the error below this share
+_STRENGTHS = (30.0, 100.0, 300.0, 1000.0)
+_STRENGTH_ANSWERS = 100_000  # the read-outs' strength is chosen on questions with about so many answers
+_LEAN = 10.0  # a question's mean and variance lean on those of all answers with so many answers' weight
+_SAVED_COVARIANCES = 50_000_000  # at most so many numbers (200 MB); beyond, only the variances are saved
+_FORMAT = 1
+
+Personas = Persona | Sequence[Persona] | np.ndarray
+
+
+class OpinionModel(BaseEstimator):
+    """Learn who people are from what they answered, and predict what they would answer.
+
+    Parameters
+    ----------
+    n_components : int or "auto"
+        Dimension d of u and q; a person vector has d + 1 numbers. "auto" doubles it from 4 to at most 32 as long as
+        a held-out tenth of the answers is predicted more than 1 % better (RMSE).
+    random_state : int
+        Seeds the starting factors and the inner split.
+
+    Attributes
+    ----------
+    vectors_ : float32 array, shape (N, D)
+        Person vectors [u, b], D = d + 1, posterior means. Sorted by variance, uncorrelated in u.
+    question_factors_ : float32 array, shape (Q, D)
+        [q, 1], centred and white over the questions in q.
+    question_bias_, noise_ : array, shape (Q,)
+        c, and the variance of an answer around the prediction (standardised units).
+    prior_covariance_ : array, shape (D, D)
+        Of somebody who answered nothing; the prior mean is zero.
+    strength_ : float
+        The chosen strength of the read-outs.
+    validation_ : list of dict
+        What the inner validation saw.
+    questions_, respondent_ids_, traits_
+        Of the survey it was fitted to.
+    survey_ : Survey or None
+        That survey itself, kept in memory only; None after `load`.
+
+    Notes
+    -----
+    Answers are standardised question by question, z = (position - m_j) / s_j with position in [0, 1] over the
+    options, and factorised as z_ij = u_i . q_j + b_i + c_j + noise_j by alternating least squares whose
+    regularisation is learned (`personae.people.als.factorize`): there is no strength to tune. The posterior of a person
+    given the question factors is Gaussian in closed form, for the fitted and for new people alike. Option
+    probabilities come from one shrunken multinomial logit a question (`personae.people.readout.fit_readout`).
+
+    The squared distance of two person vectors is the mean squared difference of their predicted standardised answers
+    over all questions.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from personae.data.survey import Question, Survey
+    >>> rng = np.random.default_rng(0)
+    >>> side = rng.choice([-1, 1], 300)
+    >>> chance = 1 / (1 + np.exp(-2 * side[:, None] * np.tile([1, -1], 5)))
+    >>> said = (rng.random((300, 10)) < chance).astype(int)
+    >>> person, question = np.nonzero(np.ones_like(said))
+    >>> survey = Survey([Question(f"q{j}", f"Do you like {j}?", ("no", "yes")) for j in range(10)],
+    ...                 [f"r{i}" for i in range(300)], person, question, said.ravel())
+    >>> people = OpinionModel(n_components=2).fit(survey)
+    >>> people.vectors_.shape
+    (300, 3)
+    >>> me = people.fold_in({"q0": "yes", "q1": "no"})
+    >>> people.predict_proba(me, ["q2"])[0, 0].round(1).tolist()
+    [0.2, 0.8]
+    """
+
+    def __init__(self, n_components: int | Literal["auto"] = "auto", random_state: int = 0) -> None:
+        self.n_components = n_components
+        self.random_state = random_state
+
+    # learning --------------------------------------------------------------------------------------------------
+    def fit(self, survey: Survey, y: None = None) -> OpinionModel:
+        """Learn vectors, factors and read-outs from every answer of the survey.
+
+        Raises
+        ------
+        SurveyError
+            The survey has no answers.
+        ValueError
+            ``n_components`` is neither "auto" nor an integer from 1 to the smaller side of the survey.
+        """
+        if survey.n_answers == 0:
+            raise SurveyError("the survey has no answers to learn from")
+        most = min(survey.n_respondents, survey.n_questions)
+        d = self.n_components
+        if d != "auto" and not (isinstance(d, (int, np.integer)) and 1 <= d <= most):
+            raise ValueError(f'n_components is {d!r}; it is "auto" or an integer from 1 to {most} for this survey')
+        self.validation_: list[dict[str, Any]] = []
+        d, self.strength_ = self._choose(survey, [int(d)] if d != "auto" else [x for x in _DIMENSIONS if x <= most])
+        self.questions_, self.respondent_ids_ = survey.questions, survey.respondent_ids
+        self.traits_, self.survey_, self.fingerprint_ = survey.traits, survey, survey.fingerprint
+        scale = self._scale = _Scale.of(survey)
+        model = factorize(scale.answers(survey), d, seed=self.random_state)
+        self._readout = _fit_readout(model, scale, survey, self.strength_)
+        model.people = Side(
+            model.people.mean, np.empty((0, 0), np.float32), model.people.prior, d + 1
+        )  # no covariances
+        self._set(model)
+        return self
+
+    def _choose(self, survey: Survey, dimensions: list[int]) -> tuple[int, float]:
+        """Dimension and read-out strength by one inner split; everything is fitted on its training part only."""
+        rng = np.random.default_rng(self.random_state)
+        held_out = rng.random(survey.n_answers) < 0.1
+        train, test = survey.keep_answers(~held_out), survey.keep_answers(held_out)
+        if train.n_answers == 0 or test.n_answers == 0:
+            return dimensions[0] if dimensions else 1, 100.0
+        scale = _Scale.of(train)
+        answers, z = scale.answers(train), scale.values(test)
+        best: tuple[float, Factorization] | None = None
+        for d in dimensions or [1]:
+            model = factorize(answers, d, tol=3e-3, seed=self.random_state)
+            error = _rmse(model, test, z)
+            self.validation_.append({"n_components": d, "rmse": error})
+            if best is not None and error > _WORTH_DOUBLING * best[0]:
+                break
+            best = error, model
+        assert best is not None
+        order = rng.permutation(survey.n_questions)
+        count = np.bincount(train.question, minlength=survey.n_questions)[order]
+        some = np.sort(order[: 1 + np.searchsorted(np.cumsum(count), _STRENGTH_ANSWERS)])
+        asked = np.isin(test.question, some)
+        losses = []
+        for strength in _STRENGTHS:
+            readout = _fit_readout(best[1], scale, train, strength, some)
+            p = readout.predict_proba_pairs(best[1].people.mean[:, :-1], test.respondent[asked], test.question[asked])
+            losses.append(_mean_nll(p, test.option[asked]))
+            self.validation_.append({"strength": strength, "nll": losses[-1]})
+        return best[1].people.mean.shape[1] - 2, _STRENGTHS[int(np.argmin(losses))]
+
+    def _set(self, model: Factorization) -> None:
+        D = model.people.mean.shape[1] - 1
+        self._model = model
+        self.n_components_ = D - 1
+        self.vectors_ = np.ascontiguousarray(model.people.mean[:, :D])
+        self.question_factors_ = np.ascontiguousarray(model.questions.mean[:, :D])
+        self.question_bias_ = model.questions.mean[:, D]
+        self.noise_, self.prior_covariance_ = model.noise, model.people.prior
+        self._question_ids = pd.Index([q.id for q in self.questions_], dtype=object)
+
+    # people ----------------------------------------------------------------------------------------------------
+    def __getitem__(self, respondent: str) -> Persona:
+        return self.persona(respondent)
+
+    def __len__(self) -> int:
+        return len(self.respondent_ids_)
+
+    def persona(self, respondents: str | Iterable[str], name: str = "", label: str = "") -> Persona:
+        """The persona of a fitted respondent, or the centroid of several.
+
+        Raises
+        ------
+        SurveyError
+            An unknown respondent (the nearest ones are named), or none at all.
+        """
+        check_is_fitted(self)
+        if isinstance(respondents, str):
+            (row,) = look_up(self.respondent_ids_, [respondents], "respondent")
+            origin = {"kind": "respondent", "respondent": respondents}
+            return self._persona(
+                name or respondents, self.vectors_[row], self.covariance(np.array([row]))[0], origin, label
+            )
+        rows = look_up(self.respondent_ids_, respondents, "respondent")
+        return self.centroid(rows, name or "group", {"kind": "group"}, label)
+
+    def centroid(self, rows: np.ndarray, name: str, origin: dict[str, Any], label: str = "") -> Persona:
+        """Mean vector of fitted people, given by row; the covariance is that of a random one of them."""
+        if len(rows) == 0:
+            raise SurveyError(f'"{name}" has no members')
+        vectors = self.vectors_[rows].astype(np.float64)
+        mean = vectors.mean(0)
+        spread = (vectors - mean).T @ (vectors - mean) / len(rows)
+        within = sum(
+            self.covariance(rows[part]).sum(0, dtype=np.float64) for part in chunks(len(rows), 8 * len(spread) ** 2)
+        )
+        return self._persona(name, mean, spread + within / len(rows), {**origin, "people": len(rows)}, label)
+
+    def trait_persona(self, trait: str, value: str, minimum: int = 10) -> Persona:
+        """Centroid of the respondents with a trait.
+
+        Raises
+        ------
+        SurveyError
+            An unknown trait or value (the nearest ones are named), or fewer than ``minimum`` people.
+        """
+        check_is_fitted(self)
+        look_up(pd.Index(self.traits_.columns, dtype=object), [trait], "trait")
+        column = self.traits_[trait]
+        look_up(pd.Index(column.dropna().unique(), dtype=object), [value], f'value of the trait "{trait}"')
+        rows = np.flatnonzero((column == value).fillna(False).to_numpy(dtype=bool))
+        if len(rows) < minimum:
+            raise SurveyError(
+                f'only {len(rows)} people have {trait} "{value}"; a trait group needs at least {minimum} '
+                "so that nobody is recognisable"
+            )
+        origin = {"kind": "trait group", "trait": trait, "value": value}
+        return self.centroid(rows, f"{trait}={value}", origin, value)
+
+    def covariance(self, rows: np.ndarray | slice = slice(None)) -> np.ndarray:
+        """Posterior covariances of fitted people, (n, D, D), computed on demand.
+
+        After `load` they are the saved ones; of very large surveys only the variances (the diagonal) are saved.
+        """
+        check_is_fitted(self)
+        if self.survey_ is None:
+            D = self.vectors_.shape[1]
+            saved = self._covariance[rows]
+            return unpack(saved, D) if saved.shape[1] > D else saved[:, :, None] * np.eye(D, dtype=np.float32)
+        if not hasattr(self, "_answers"):
+            self._answers = self._scale.answers(self.survey_)
+        return self._model.fold_in(self._answers[rows]).covariance()
+
+    def fold_in(self, answers: Mapping[str, str] | Iterable[Mapping[str, str]] | Survey) -> Any:
+        """Personas of new people, in closed form; the model does not change.
+
+        Parameters
+        ----------
+        answers : dict of question id to option label, sequence of those, or Survey
+            No answers at all give the prior: the average person, with all its uncertainty. Questions of a survey are
+            matched by id and options by label.
+
+        Returns
+        -------
+        Persona, or list of Persona
+            One for a dict, a list for the others.
+
+        Raises
+        ------
+        SurveyError
+            An unknown question or option; the nearest ones are named.
+
+        Notes
+        -----
+        C = (S^-1 + sum_j (f_j f_j' + Cov(f_j)) / s_j^2)^-1 and x = C sum_j f_j (z_j - c_j) / s_j^2, where Cov(f_j) is
+        how well the factor of question j is known.
+        """
+        check_is_fitted(self)
+        matrix, names, counts = self._new_answers(answers)
+        people = self._model.fold_in(matrix)
+        covariance = people.covariance()
+        personas = [
+            self._persona(name, people.mean[i, :-1], covariance[i], {"kind": "fold-in", "answers": int(n)})
+            for i, (name, n) in enumerate(zip(names, counts, strict=True))
+        ]
+        return personas[0] if isinstance(answers, Mapping) else personas
+
+    def transform(self, survey: Survey) -> np.ndarray:
+        """Vectors of new people, (n, D): the fold-in without covariances."""
+        check_is_fitted(self)
+        return self._model.fold_in(self._new_answers(survey)[0]).mean[:, :-1]
+
+    def _persona(
+        self, name: str, vector: np.ndarray, covariance: np.ndarray, origin: dict[str, Any], label: str = ""
+    ) -> Persona:
+        return Persona(name, vector, covariance, float(np.trace(self.prior_covariance_)), origin, label)
+
+    def _new_answers(
+        self, answers: Mapping[str, str] | Iterable[Mapping[str, str]] | Survey
+    ) -> tuple[sp.csr_matrix, list[str], np.ndarray]:
+        """Standardised answers (n, Q), names and numbers of answers."""
+        if isinstance(answers, Survey):
+            question = look_up(self._question_ids, answers.question_ids, "question")
+            width = int(answers.n_options.max(initial=0))
+            place = np.zeros((len(question), width), np.int64)
+            for mine, (theirs, j) in zip(place, zip(answers.questions, question, strict=True), strict=True):
+                mine[: len(theirs.options)] = [self.questions_[j].option_index(o) for o in theirs.options]
+            person, names = answers.respondent, list(answers.respondent_ids)
+            option, question = place[answers.question, answers.option], question[answers.question]
+        else:
+            people = [answers] if isinstance(answers, Mapping) else list(answers)
+            names = ["new person"] if isinstance(answers, Mapping) else [f"new person {i}" for i in range(len(people))]
+            person = np.repeat(np.arange(len(people)), [len(p) for p in people])
+            question = look_up(self._question_ids, [j for p in people for j in p], "question")
+            labels = [label for p in people for label in p.values()]
+            option = np.array(
+                [self.questions_[j].option_index(o) for j, o in zip(question, labels, strict=True)], np.int64
+            )
+        shape = (len(names), len(self.questions_))
+        return (
+            by_row(person, question, self._scale(question, option), shape),
+            names,
+            np.bincount(person, minlength=shape[0]),
+        )
+
+    # answers ---------------------------------------------------------------------------------------------------
+    def predict_proba(self, personas: Personas, questions: str | Iterable[str] | None = None) -> np.ndarray:
+        """Option probabilities of any people and questions.
+
+        Parameters
+        ----------
+        personas : Persona, sequence of Persona, or array of shape (D,) or (P, D)
+        questions : question id or ids, optional
+            All of them where None.
+
+        Returns
+        -------
+        float32 array, shape (P, Q, K)
+            K is the largest number of options of all the model's questions; zero beyond a question's own. Rows sum to one.
+        """
+        return self._readout.predict_proba(self._vectors_of(personas), self._columns(questions))
+
+    def predict_proba_pairs(
+        self, person: np.ndarray, question: np.ndarray, vectors: Personas | None = None
+    ) -> np.ndarray:
+        """Option probabilities of pairs, (n, K), without the cube; ``vectors`` are the fitted people's where None."""
+        check_is_fitted(self)
+        rows = self.vectors_ if vectors is None else self._vectors_of(vectors)
+        return self._readout.predict_proba_pairs(rows, np.asarray(person), np.asarray(question))
+
+    def predict_value(self, personas: Personas, questions: str | Iterable[str] | None = None) -> np.ndarray:
+        """Expected answers of the linear model, as option indices, (P, Q): (u . q + b + c) s + m, within the options."""
+        x, columns = self._vectors_of(personas), self._columns(questions)
+        z = x @ self.question_factors_[columns].T + self.question_bias_[columns]
+        return self._scale.restore(columns, z)
+
+    def predict_value_pairs(
+        self, person: np.ndarray, question: np.ndarray, vectors: Personas | None = None
+    ) -> np.ndarray:
+        """Expected answers of pairs, (n,), as option indices."""
+        x = self.vectors_ if vectors is None else self._vectors_of(vectors)
+        z = (x[person] * self.question_factors_[question]).sum(1) + self.question_bias_[question]
+        return self._scale.restore(question, z)
+
+    def _vectors_of(self, personas: Personas) -> np.ndarray:
+        check_is_fitted(self)
+        if isinstance(personas, Persona):
+            personas = [personas]
+        if not isinstance(personas, np.ndarray):
+            personas = (
+                np.stack([p.vector for p in personas]) if len(personas) else np.empty((0, self.vectors_.shape[1]))
+            )
+        vectors = np.atleast_2d(personas)
+        if vectors.ndim != 2 or vectors.shape[1] != self.vectors_.shape[1]:
+            raise ValueError(f"person vectors here have {self.vectors_.shape[1]} numbers, not {vectors.shape[-1]}")
+        return vectors
+
+    def _columns(self, questions: str | Iterable[str] | None) -> np.ndarray:
+        if questions is None:
+            return np.arange(len(self.questions_))
+        return look_up(self._question_ids, [questions] if isinstance(questions, str) else questions, "question")
+
+    # files -----------------------------------------------------------------------------------------------------
+    def save(self, folder: str | Path) -> None:
+        """Write everything but the answers into a folder: safetensors, JSON and Parquet, no pickle."""
+        check_is_fitted(self)
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(self._tensors(), folder / "opinion_model.safetensors")
+        facts = {
+            "format": _FORMAT,
+            "params": self.get_params(),
+            "n_components": self.n_components_,
+            "n_respondents": len(self),
+            "n_questions": len(self.questions_),
+            "strength": self.strength_,
+            "validation": self.validation_,
+            "fingerprint": self.fingerprint_,
+        }
+        (folder / "opinion_model.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+        self.traits_.reset_index(names="__respondent__").to_parquet(folder / "respondents.parquet", index=False)
+        columns = ("id", "text", "options", "title", "topic")
+        table = pd.DataFrame({c: [getattr(q, c) for q in self.questions_] for c in columns})
+        table.to_parquet(folder / "questions.parquet", index=False)
+
+    def _tensors(self) -> dict[str, np.ndarray]:
+        D = self.vectors_.shape[1]
+        whole = len(self) * D * (D + 1) // 2 <= _SAVED_COVARIANCES
+        covariance = np.empty((len(self), D * (D + 1) // 2 if whole else D), np.float32)
+        for rows in chunks(len(self), 8 * D * D):
+            part = self.covariance(rows)
+            covariance[rows] = pack(part) if whole else part.diagonal(axis1=1, axis2=2)
+        model = self._model
+        tensors = {
+            "people": model.people.mean,
+            "covariance": covariance,
+            "prior": model.people.prior,
+            "questions": model.questions.mean,
+            "question_moments": model.questions.moment,
+            "question_prior": model.questions.prior,
+            "noise": model.noise,
+            "centre": self._scale.mean,
+            "spread": self._scale.sd,
+            "weights": self._readout.weights,
+            "intercepts": self._readout.intercepts,
+        }
+        return {name: np.ascontiguousarray(t) for name, t in tensors.items()}
+
+    @classmethod
+    def load(cls, folder: str | Path) -> OpinionModel:
+        """Open what `save` wrote.
+
+        Raises
+        ------
+        ValueError
+            A file is missing, of another format, or does not fit the others.
+        """
+        folder = Path(folder)
+        for name in ("opinion_model.json", "opinion_model.safetensors", "respondents.parquet", "questions.parquet"):
+            if not (folder / name).is_file():
+                raise ValueError(f"there is no opinion model in {folder}: {name} is missing")
+        facts = json.loads((folder / "opinion_model.json").read_text(encoding="utf-8"))
+        if facts.get("format") != _FORMAT:
+            raise ValueError(
+                f"the opinion model in {folder} has format {facts.get('format')}, this version reads {_FORMAT}; fit it again"
+            )
+        traits = pd.read_parquet(folder / "respondents.parquet").set_index("__respondent__")
+        table = pd.read_parquet(folder / "questions.parquet")
+        t = load_file(folder / "opinion_model.safetensors")
+        _check_shapes(folder, t, len(traits), len(table), facts)
+        self = cls(**facts["params"])
+        self.strength_, self.validation_ = facts["strength"], facts["validation"]
+        self.fingerprint_, self.survey_ = facts["fingerprint"], None
+        self.questions_ = tuple(Question(r.id, r.text, tuple(r.options), r.title, r.topic) for r in table.itertuples())
+        self.respondent_ids_ = pd.Index(traits.index, name="respondent", dtype=object)
+        self.traits_ = traits.set_axis(self.respondent_ids_, axis=0)
+        self._scale = _Scale(t["centre"], t["spread"], np.array([len(q.options) for q in self.questions_]))
+        self._readout, self._covariance = Readout(t["weights"], t["intercepts"]), t["covariance"]
+        d = facts["n_components"]
+        people = Side(t["people"], np.empty((0, 0), np.float32), t["prior"], d + 1)
+        questions = Side(t["questions"], t["question_moments"], t["question_prior"], d)
+        self._set(Factorization(people, questions, t["noise"], 0))
+        return self
+
+
+class _Scale:
+    """Standardisation of positions in [0, 1], question by question, learned from the answers of one survey."""
+
+    def __init__(self, mean: np.ndarray, sd: np.ndarray, n_options: np.ndarray) -> None:
+        self.mean, self.sd, self.n_options = mean, sd, n_options
+
+    @classmethod
+    def of(cls, survey: Survey) -> _Scale:
+        """Means and variances lean on those of all answers, so that a question answered once has some too."""
+        position = survey.option / (survey.n_options - 1)[survey.question]
+        count = np.bincount(survey.question, minlength=survey.n_questions) + _LEAN
+        mean = np.bincount(survey.question, position - position.mean(), minlength=survey.n_questions) / count
+        mean += position.mean()
+        square = (position - mean[survey.question]) ** 2
+        variance = np.bincount(survey.question, square, minlength=survey.n_questions) + _LEAN * square.mean()
+        return cls(mean, np.maximum(np.sqrt(variance / count), 0.05), survey.n_options)
+
+    def __call__(self, question: np.ndarray, option: np.ndarray) -> np.ndarray:
+        return (option / (self.n_options[question] - 1) - self.mean[question]) / self.sd[question]
+
+    def values(self, survey: Survey) -> np.ndarray:
+        return self(survey.question, survey.option)
+
+    def answers(self, survey: Survey) -> sp.csr_matrix:
+        return by_row(
+            survey.respondent, survey.question, self.values(survey), (survey.n_respondents, survey.n_questions)
+        )
+
+    def scores(self) -> np.ndarray:
+        """Standardised value of every option, (Q, K)."""
+        option = np.arange(self.n_options.max())
+        return (option / (self.n_options - 1)[:, None] - self.mean[:, None]) / self.sd[:, None]
+
+    def restore(self, question: np.ndarray, z: np.ndarray) -> np.ndarray:
+        """Option indices (fractional) of standardised values, within the options."""
+        return np.clip(z * self.sd[question] + self.mean[question], 0, 1) * (self.n_options[question] - 1)
+
+
+def _fit_readout(
+    model: Factorization, scale: _Scale, survey: Survey, strength: float, questions: np.ndarray | None = None
+) -> Readout:
+    shape = (survey.n_questions, survey.n_respondents)
+    answers = by_row(survey.question, survey.respondent, scale.values(survey), shape)
+    options = by_row(survey.question, survey.respondent, survey.option + 1, shape)
+    return fit_readout(model, answers, options, survey.n_options, scale.scores(), strength, questions)
+
+
+def _rmse(model: Factorization, test: Survey, z: np.ndarray) -> float:
+    predicted = (model.people.mean[test.respondent] * model.questions.mean[test.question]).sum(1)
+    return float(np.sqrt(np.mean((predicted - z) ** 2)))
+
+
+def _mean_nll(p: np.ndarray, option: np.ndarray) -> float:
+    return float(-np.log(p[np.arange(len(option)), option] + 1e-12).mean())
+
+
+def _check_shapes(folder: Path, t: dict[str, np.ndarray], n: int, q: int, facts: dict[str, Any]) -> None:
+    size = facts["n_components"] + 2
+    wanted = {"people": (n, size), "questions": (q, size), "noise": (q,), "prior": (size - 1, size - 1)}
+    wrong = [name for name, shape in wanted.items() if name not in t or t[name].shape != shape]
+    if wrong or (n, q) != (facts["n_respondents"], facts["n_questions"]):
+        raise ValueError(f"the files of the opinion model in {folder} do not belong together; save it again")
