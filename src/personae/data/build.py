@@ -49,9 +49,9 @@ def build_survey(
         if not kept:
             account.add("question nobody answered, left out", where=q.id)
     silent = [name for name, kept in zip(respondents, present, strict=True) if not kept]
-    for name in silent[: account.max_examples]:
+    for name in silent[: account.shown_examples]:  # no lists of people in a report
         account.add("respondent without answers, left out", where=name)
-    account.add("respondent without answers, left out", max(0, len(silent) - account.max_examples))
+    account.add("respondent without answers, left out", max(0, len(silent) - account.shown_examples))
     survey = Survey(
         [q for q, kept in zip(questions, asked, strict=True) if kept],
         np.array(respondents, dtype=object)[present],

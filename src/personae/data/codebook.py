@@ -106,12 +106,15 @@ def read_questions(path: str | Path, account: Account) -> dict[str, Entry]:
                 raise SurveyError(f"{table.place(i, name)} is empty; every question needs an id, a text and options")
         if row["question"] in entries:
             raise SurveyError(f'{table.place(i, "question")}: "{row["question"]}" stands in the table twice')
-        entries[row["question"]] = _entry(table, i, row)
+        entries[row["question"]] = _entry(table, i, row, account)
     return entries
 
 
-def _entry(table: Table, i: int, row: dict[str, str | None]) -> Entry:
-    options = tuple(label.strip() for label in (row["options"] or "").split("|"))
+def _entry(table: Table, i: int, row: dict[str, str | None], account: Account) -> Entry:
+    written = (row["options"] or "").split("|")
+    options = tuple(label.strip() for label in written)
+    blanks = sum(label != option for label, option in zip(written, options, strict=True))
+    account.add("option with blanks around its label, blanks removed", blanks, where=row["question"])
     name, place = row["question"], table.place  # the place costs a pass through the file, so only for a message
     if len(options) < 2:
         raise SurveyError(

@@ -133,12 +133,19 @@ def _id_variable(path: Path, frame: pd.DataFrame, meta: Any, given: str | None, 
     likely = sorted((n for n in plain if n.casefold() in _ID_NAMES), key=lambda n: _ID_NAMES.index(n.casefold()))
     for name in [*likely, *plain]:
         column = frame[name]
-        whole = not pd.api.types.is_float_dtype(column) or bool((column == column.round()).all())  # weights are not
-        if whole and column.notna().all() and (column != "").all() and column.is_unique:
+        if column.notna().all() and column.is_unique and _like_ids(column):
             account.add("variable with unique values taken as the respondent's id", where=name)
             return str(name)
     account.add("respondents numbered r1, r2, ... by row, as no variable has unique values", where=path.name)
     return None
+
+
+def _like_ids(column: pd.Series) -> bool:
+    """Whole numbers or single words: weights, dates and remarks are unique too, but no ids."""
+    kind = pd.api.types.infer_dtype(column)
+    if kind in ("integer", "floating"):
+        return bool((column == column.round()).all())
+    return kind == "string" and bool(column.str.fullmatch(r"\S+").all())
 
 
 def _id_texts(path: Path, column: pd.Series, name: str) -> list[str]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from personae.data.account import Account, SurveyError
 from personae.data.build import build_by_columns, trait_frame, unique_ids
-from personae.data.codebook import MAX_OPTIONS, Entry
+from personae.data.codebook import Entry
 from personae.data.survey import Question, Survey
 from personae.data.tables import Column, Table, read_table
 
@@ -61,17 +61,23 @@ def read_opinionqa(folder: str | Path) -> Survey:
     ids = _ids(responses, account)
     questions: list[Question] = []
     columns: list[np.ndarray] = []
+    seen: set[str] = set()
     for i in range(info.n_rows):
         key = cells["key"][i]
         if key is None or cells["question"][i] is None:
             raise SurveyError(f"{info.place(i, 'key')}: every question needs a key and a question")
-        labels = _options(info, i, cells["references"][i], cells["option_ordinal"][i], account)
-        if not 2 <= len(labels) <= MAX_OPTIONS or len(set(labels)) < len(labels):
-            account.add(f"question without 2 to {MAX_OPTIONS} different options, skipped", where=key)
+        if key in seen:
+            raise SurveyError(f'{info.place(i, "key")}: "{key}" stands in the table twice')
+        seen.add(key)
+        labels, ordered = _options(info, i, cells["references"][i], cells["option_ordinal"][i])
+        if len(labels) < 2 or len(set(labels)) < len(labels):
+            account.add("question without two different options, skipped", where=key)
             continue
         if key not in responses.columns:
             account.add("question of info.csv without a column in responses.csv, left out", where=key)
             continue
+        if not ordered:
+            account.add("question whose options have no order, kept in the order of info.csv", where=key)
         question = Question(key, cells["question"][i], tuple(labels))
         column = responses.columns[key]
         option = Entry(question, {label: k for k, label in enumerate(labels)}).option_codes(column)
@@ -101,16 +107,15 @@ def _ids(responses: Table, account: Account) -> list[str]:
     return [f"r{i + 1}" for i in range(responses.n_rows)]
 
 
-def _options(info: Table, i: int, references: str | None, ordinal: str | None, account: Account) -> list[str]:
+def _options(info: Table, i: int, references: str | None, ordinal: str | None) -> tuple[list[str], bool]:
+    """Options of row ``i`` in scale order, and whether the table gives an order at all."""
     labels = [str(label).strip() for label in _literal_list(info, i, "references", references)]
     if ordinal is None:
-        return [label for label in labels if label not in _NO_ANSWER]
+        return [label for label in labels if label not in _NO_ANSWER], False
     places = _literal_list(info, i, "option_ordinal", ordinal)
     if len(places) > len(labels) or not all(isinstance(x, int | float) and math.isfinite(x) for x in places):
         raise SurveyError(f"{info.place(i, 'option_ordinal')}: {ordinal} does not give a place to each option")
-    if len(set(places)) == 1:
-        account.add("question whose options have no order, kept in the order of info.csv", where=info.path.name)
-    return [labels[k] for k in sorted(range(len(places)), key=places.__getitem__)]
+    return [labels[k] for k in sorted(range(len(places)), key=places.__getitem__)], len(set(places)) > 1
 
 
 def _literal_list(info: Table, i: int, column: str, text: str | None) -> list:

@@ -15,7 +15,7 @@ from personae.data.survey import Survey
 from personae.data.tables import TABLE_ENDINGS, is_table, read_header
 from personae.data.wide import read_wide
 
-FORMATS = ("wide", "long", "labelled", "polis", "opinionqa", "sample")
+FORMATS = ("wide", "long", "labelled", "polis", "opinionqa")
 _ACCEPTED = (
     "a wide or long table (.csv, .csv.gz, .tsv, .parquet), an SPSS or Stata file (.sav, .dta), a folder with "
     "responses.csv (and questions.csv, respondents.csv), a Polis export (comments.csv and participants-votes.csv), "
@@ -42,7 +42,7 @@ def read_survey(
     traits : sequence of str, optional
         Columns of a wide table or variables of an SPSS or Stata file that are traits, not questions.
     format : str, optional
-        ``wide``, ``long``, ``labelled``, ``polis``, ``opinionqa`` or ``sample`` where the guess would be wrong.
+        ``wide``, ``long``, ``labelled``, ``polis`` or ``opinionqa`` where the guess would be wrong.
 
     Returns
     -------
@@ -65,7 +65,7 @@ def read_survey(
         traits = [traits]
     if format is not None and format not in FORMATS:
         raise SurveyError(f'there is no format "{format}"; the formats are {", ".join(FORMATS)}')
-    if str(path) == "sample" and format in (None, "sample"):
+    if str(path) == "sample" and format is None:
         _refuse("the sample", questions=questions, respondents=respondents, traits=traits)
         return load_sample()
     path = Path(path)

@@ -141,7 +141,23 @@ def _read_csv(path: Path, account: Account) -> Table:
     columns = {name: _column(raw.column(j)) for j, name in enumerate(names)}
     if any(_is_broken(label) for column in columns.values() for label in column.labels):
         _find_fault(path, names, delimiter)
-    return Table(path, columns, raw.num_rows, delimiter)
+    table = Table(path, columns, raw.num_rows, delimiter)
+    _check_last_cell(table)
+    return table
+
+
+def _check_last_cell(table: Table) -> None:
+    """A quotation mark that is never closed may swallow the rest of the file and still fit the header."""
+    name, column = next(reversed(table.columns.items()))
+    if not table.n_rows or column.codes[-1] < 0 or "\n" not in column.labels[column.codes[-1]]:
+        return
+    with _open(table.path) as stream:
+        marks = sum(chunk.count(b'"') for chunk in iter(lambda: stream.read(1 << 20), b""))
+    if marks % 2:
+        raise SurveyError(
+            f"{table.place(table.n_rows - 1, name)}: a quotation mark is opened and never closed, so that the rest of "
+            "the file reads as one cell; close it"
+        )
 
 
 def _is_broken(label: str) -> bool:
@@ -154,13 +170,16 @@ def _csv_header(path: Path) -> tuple[list[str], str]:
         raise SurveyError(f"there is no file {path}")
     if path.is_dir():
         raise SurveyError(f"{path} is a folder; a CSV or Parquet file is needed here")
-    widest, delimiter = [""], ","
+    widest: list[str] = []
+    delimiter = ","
     for candidate in ",;\t":
         with _open(path) as stream:
-            _, record = next(_records(path, stream, candidate), (1, [""]))
-        if len(record) > len(widest) and (candidate == "," or len(widest) == 1):
+            _, record = next(_records(path, stream, candidate), (1, []))
+        if len(record) > len(widest):
             widest, delimiter = record, candidate
-    if widest == [""]:
+        if len(widest) > 1:
+            break
+    if not widest:
         raise SurveyError(f"{path.name} is empty")
     if len(widest) == 1:
         raise SurveyError(
