@@ -154,7 +154,7 @@ def _id_texts(path: Path, column: pd.Series, name: str) -> list[str]:
         rows = np.flatnonzero(wrong)
         if len(rows):
             raise SurveyError(
-                f"{path.name}: row {rows[0] + 1}, variable {name} is {what} ({len(rows):,} such rows); "
+                f"{path.name}: row {rows[0] + 1}, variable {name} is {what} (such rows in all: {len(rows):,}); "
                 "every respondent needs an id of its own, name another variable or leave it to be found"
             )
     return texts

@@ -126,6 +126,6 @@ def _by_cell(table: Table, person: np.ndarray, item: np.ndarray, rows: np.ndarra
         raise SurveyError(
             f'{table.path.name}: respondent "{who.labels[who.codes[first]]}" answers question '
             f'"{what.labels[what.codes[first]]}" in row {table.row(first)} and again in row {table.row(second)} '
-            f"({len(twice):,} such repeats); keep one answer for each person and question"
+            f"(repeats in all: {len(twice):,}); keep one answer for each person and question"
         )
     return order

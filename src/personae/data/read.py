@@ -70,7 +70,7 @@ def read_survey(
         return load_sample()
     path = Path(path)
     if not path.exists():
-        raise SurveyError(f"there is no file or folder {path}; accepted are {_ACCEPTED}")
+        raise SurveyError(f"there is no file or folder {path}")
     kind = format or _recognise(path)
     if kind == "polis":
         _refuse("a Polis export", questions=questions, respondents=respondents, traits=traits)

@@ -116,7 +116,7 @@ class Survey:
             i = order[repeated[0]]
             raise SurveyError(
                 f'respondent "{self.respondent_ids[person[i]]}" answers question "{self.question_ids[item[i]]}" '
-                f"more than once ({len(repeated)} such repeats); keep one answer for each person and question"
+                f"more than once (repeats in all: {len(repeated):,}); keep one answer for each person and question"
             )
         self.respondent, self.question, self.option = person[order], item[order], choice[order]
         if traits is None:

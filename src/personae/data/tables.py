@@ -375,10 +375,10 @@ def _clean(path: Path, name: str, column: Column, account: Account) -> Column:
     used = np.bincount(column.codes[column.codes >= 0], minlength=len(column.labels))
     stripped = [label.strip() if n else "" for label, n in zip(column.labels, used, strict=True)]
     unique = {label: k for k, label in enumerate(dict.fromkeys(s for s in stripped if s))}
-    if stripped == list(unique):
+    if column.labels == list(unique):
         return column
     changed = sum(int(n) for n, old, new in zip(used, column.labels, stripped, strict=True) if n and old != new)
-    account.add("cell with blanks around its label, blanks removed", changed, where=f"{path.name}: column {name}")
+    account.add("cell with blanks around its text, blanks removed", changed, where=f"{path.name}: column {name}")
     new_code = np.array([*(unique.get(s, -1) for s in stripped), -1], dtype=np.int32)
     return Column(new_code[column.codes], list(unique))
 

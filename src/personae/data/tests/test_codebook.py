@@ -12,7 +12,7 @@ from personae.data.tables import Column
 def test_a_questions_table_keeps_order_wording_and_labels(write):
     path = write(
         "q.csv",
-        "question,text,options,title,topic\nb,Is it?,true|NA|None|01,it,things\na,Was it?, no | yes ,,\n",
+        "question,text,options,title,topic\nb,Is it?,true|NA|None|01,it,things\na,Was it?,no | yes,,\n",
     )
     account = Account("q.csv", "test")
     entries = read_questions(path, account)

@@ -58,7 +58,7 @@ def test_what_is_left_out_is_counted(write, questions):
         ),
         (
             "ann,tea,yes\nbob,tea,yes\nann,tea,no\n",
-            'r.csv: respondent "ann" answers question "tea" in row 2 and again in row 4 (1 such repeats)',
+            'r.csv: respondent "ann" answers question "tea" in row 2 and again in row 4 (repeats in all: 1)',
         ),
         ("ann,tea,yes\n,tea,yes\n", "r.csv: row 3, column respondent is empty"),
         ("ann,tea,yes\nann,,yes\n", "r.csv: row 3, column question is empty"),

@@ -60,7 +60,7 @@ def test_the_sample_is_a_word():
 @pytest.mark.parametrize(
     ("path", "kwargs", "expected"),
     [
-        ("none.csv", {}, r"there is no file or folder .*none\.csv; accepted are a wide or long table"),
+        ("none.csv", {}, r"there is no file or folder .*none\.csv$"),
         ("r.docx", {}, r"r\.docx is not a file that can be read as a survey; accepted are"),
         ("folder", {}, r"the folder .* is no survey \(it holds notes\.txt\); accepted are"),
         ("two", {}, r"the folder .*two holds responses\.csv and responses\.parquet; keep the one that is meant"),
@@ -93,8 +93,12 @@ def test_gss_2018_is_read_whole(shared):
     assert (survey.n_respondents, survey.n_questions, survey.n_answers) == (2_348, 360, 484_291)
     assert survey.account.format == "wide"
     assert " ".join(survey.traits) == "age sex race degree partyid polviews relig marital income16"
-    (note,) = survey.account.notes
-    assert note.reason.startswith("straight-liner kept")
+    blanks, straight = survey.account.notes  # nothing is left out
+    assert (blanks.reason, blanks.examples) == (
+        "cell with blanks around its text, blanks removed",
+        ["questions.csv: column text"],
+    )
+    assert straight.reason.startswith("straight-liner kept")
     question = survey.questions[int(survey.question_index("natfare")[0])]
     assert question.options == ("too little", "about right", "too much")
     assert re.search("welfare", question.text, re.IGNORECASE)

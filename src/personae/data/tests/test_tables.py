@@ -111,8 +111,9 @@ def test_another_delimiter_is_said(write):
 def test_blanks_around_labels_are_removed_and_counted(write):
     account = Account("a.csv", "test")
     assert texts(write("a.csv", "id,x\n1, a\n2,a\n3,b \n4,\u00a0a\n"), "x", account) == ["a", "a", "b", "a"]
+    assert texts(write("b.csv", "id,x\n1,a\n2, b\n"), "x", account) == ["a", "b"]
     (note,) = account.notes
-    assert (note.count, note.examples) == (3, ["a.csv: column x"])
+    assert (note.count, note.examples) == (4, ["a.csv: column x", "b.csv: column x"])
 
 
 def test_empty_rows_are_counted_and_row_numbers_stay_those_of_the_file(write):
