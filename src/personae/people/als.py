@@ -15,7 +15,7 @@ from functools import cached_property
 
 import numpy as np
 import scipy.sparse as sp
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 _CHUNK_CELLS = 16_000_000  # float32 cells of the widest temporary of one chunk (64 MB)
 _CHUNK_ROWS = 256  # small enough to keep every core busy on a small survey
@@ -118,12 +118,13 @@ def factorize(answers: sp.csr_matrix, d: int, max_sweeps: int = 30, tol: float =
     .. [1] Lim and Teh, "Variational Bayesian approach to movie rating prediction", KDD Cup 2007.
     .. [2] Zhou et al., "Large-scale parallel collaborative filtering for the Netflix prize", AAIM 2008.
     """
-    n_people, n_questions = answers.shape
     transposed = answers.T.tocsr()
     questions = _spectral_start(answers, d, seed)
     people = Side(np.empty((0, d + 2), np.float32), np.empty((0, 0), np.float32), np.eye(d + 1), constant=d + 1)
-    noise = np.ones(n_questions)
-    for sweep in range(1, max_sweeps + 1):
+    noise = np.ones(answers.shape[1])
+    sweep = 0
+    while sweep < max_sweeps:
+        sweep += 1
         people = _people_step(answers, *_weighted(questions, noise), people.prior)
         people.prior = _prior(people)
         questions, error, count = _questions_step(transposed, people, noise, questions.prior)
@@ -262,6 +263,7 @@ def _in_chunks(step: Callable[[slice], None], shape: tuple[int, int], triangle: 
     """Run a half-step over chunks of rows, one core a chunk (NumPy and SciPy release the lock)."""
     pieces = list(chunks(shape[0], max(4 * triangle, shape[1] // 8)))
     if len(pieces) == 1:  # a pool would cost more than the fold-in of one person
-        return step(pieces[0])
+        step(pieces[0])
+        return
     with threadpool_limits(1), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
         list(pool.map(step, pieces))

@@ -22,8 +22,8 @@ from personae.people.readout import Readout, fit_readout
 
 _DIMENSIONS = (4, 8, 16, 32)
 _WORTH_DOUBLING = 0.99  # a doubled dimension must bring the error below this share
-_STRENGTHS = (30.0, 100.0, 300.0, 1000.0)
-_STRENGTH_ANSWERS = 100_000  # the read-outs' strength is chosen on questions with about so many answers
+_STRENGTHS = (100.0, 300.0, 1000.0)
+_STRENGTH_ANSWERS = 50_000  # the read-outs' strength is chosen on questions with about so many answers
 _LEAN = 10.0  # a question's mean and variance lean on those of all answers with so many answers' weight
 _SAVED_COVARIANCES = 50_000_000  # at most so many numbers (200 MB); beyond, only the variances are saved
 _FORMAT = 1
@@ -52,6 +52,8 @@ class OpinionModel(BaseEstimator):
         c, and the variance of an answer around the prediction (standardised units).
     prior_covariance_ : array, shape (D, D)
         Of somebody who answered nothing; the prior mean is zero.
+    typical_covariance_ : array, shape (D, D)
+        Mean posterior covariance of the fitted people.
     strength_ : float
         The chosen strength of the read-outs.
     validation_ : list of dict
@@ -115,10 +117,12 @@ class OpinionModel(BaseEstimator):
         self.validation_: list[dict[str, Any]] = []
         d, self.strength_ = self._choose(survey, [int(d)] if d != "auto" else [x for x in _DIMENSIONS if x <= most])
         self.questions_, self.respondent_ids_ = survey.questions, survey.respondent_ids
-        self.traits_, self.survey_, self.fingerprint_ = survey.traits, survey, survey.fingerprint
+        self.survey_: Survey | None = survey
+        self.traits_, self.fingerprint_ = survey.traits, survey.fingerprint
         scale = self._scale = _Scale.of(survey)
         model = factorize(scale.answers(survey), d, seed=self.random_state)
         self._readout = _fit_readout(model, scale, survey, self.strength_)
+        self.typical_covariance_ = _mean_covariance(model.people)
         model.people = Side(
             model.people.mean, np.empty((0, 0), np.float32), model.people.prior, d + 1
         )  # no covariances
@@ -136,7 +140,7 @@ class OpinionModel(BaseEstimator):
         answers, z = scale.answers(train), scale.values(test)
         best: tuple[float, Factorization] | None = None
         for d in dimensions or [1]:
-            model = factorize(answers, d, tol=3e-3, seed=self.random_state)
+            model = factorize(answers, d, max_sweeps=6, seed=self.random_state)
             error = _rmse(model, test, z)
             self.validation_.append({"n_components": d, "rmse": error})
             if best is not None and error > _WORTH_DOUBLING * best[0]:
@@ -322,29 +326,41 @@ class OpinionModel(BaseEstimator):
         Returns
         -------
         float32 array, shape (P, Q, K)
-            K is the largest number of options of all the model's questions; zero beyond a question's own. Rows sum to one.
+            K is the largest number of options of all the model's questions; zero beyond a question's own. Rows sum to
+            one.
+
+        Notes
+        -----
+        The read-outs are calibrated for people as well known as those of the survey. A persona that is less certain
+        (two answers) or more spread (a cohort) than they are gets the mean of the probabilities over what exceeds
+        their mean covariance: somebody unknown is close to the marginals, a cohort answers like a random member.
+        Bare vectors are taken as they are.
         """
-        return self._readout.predict_proba(self._vectors_of(personas), self._columns(questions))
+        columns = self._columns(questions)
+        return self._readout.predict_proba(self._vectors_of(personas), columns, self._excess(personas))
 
     def predict_proba_pairs(
-        self, person: np.ndarray, question: np.ndarray, vectors: Personas | None = None
+        self, person: np.ndarray, question: np.ndarray, personas: Personas | None = None
     ) -> np.ndarray:
-        """Option probabilities of pairs, (n, K), without the cube; ``vectors`` are the fitted people's where None."""
-        check_is_fitted(self)
-        rows = self.vectors_ if vectors is None else self._vectors_of(vectors)
-        return self._readout.predict_proba_pairs(rows, np.asarray(person), np.asarray(question))
+        """Option probabilities of pairs of row and column, (n, K), without the cube.
+
+        ``person`` indexes ``personas``, or the vectors of the fitted people where None.
+        """
+        x = self._vectors_of(self.vectors_ if personas is None else personas)
+        excess = None if personas is None else self._excess(personas)
+        return self._readout.predict_proba_pairs(x, np.asarray(person), np.asarray(question), excess)
 
     def predict_value(self, personas: Personas, questions: str | Iterable[str] | None = None) -> np.ndarray:
-        """Expected answers of the linear model, as option indices, (P, Q): (u . q + b + c) s + m, within the options."""
+        """Expected answers of the linear model, (P, Q): (u . q + b + c) s + m as fractional option indices."""
         x, columns = self._vectors_of(personas), self._columns(questions)
         z = x @ self.question_factors_[columns].T + self.question_bias_[columns]
         return self._scale.restore(columns, z)
 
     def predict_value_pairs(
-        self, person: np.ndarray, question: np.ndarray, vectors: Personas | None = None
+        self, person: np.ndarray, question: np.ndarray, personas: Personas | None = None
     ) -> np.ndarray:
         """Expected answers of pairs, (n,), as option indices."""
-        x = self.vectors_ if vectors is None else self._vectors_of(vectors)
+        x = self._vectors_of(self.vectors_ if personas is None else personas)
         z = (x[person] * self.question_factors_[question]).sum(1) + self.question_bias_[question]
         return self._scale.restore(question, z)
 
@@ -360,6 +376,14 @@ class OpinionModel(BaseEstimator):
         if vectors.ndim != 2 or vectors.shape[1] != self.vectors_.shape[1]:
             raise ValueError(f"person vectors here have {self.vectors_.shape[1]} numbers, not {vectors.shape[-1]}")
         return vectors
+
+    def _excess(self, personas: Personas) -> np.ndarray | None:
+        """What the personas' covariances exceed the typical respondent's by, (P, D, D); None of bare vectors."""
+        if isinstance(personas, np.ndarray) or not (isinstance(personas, Persona) or len(personas)):
+            return None
+        people = [personas] if isinstance(personas, Persona) else personas
+        values, basis = np.linalg.eigh(np.stack([p.covariance for p in people]) - self.typical_covariance_)
+        return (basis * np.maximum(values, 0)[:, None, :]) @ basis.transpose(0, 2, 1)
 
     def _columns(self, questions: str | Iterable[str] | None) -> np.ndarray:
         if questions is None:
@@ -401,6 +425,7 @@ class OpinionModel(BaseEstimator):
             "people": model.people.mean,
             "covariance": covariance,
             "prior": model.people.prior,
+            "typical_covariance": self.typical_covariance_,
             "questions": model.questions.mean,
             "question_moments": model.questions.moment,
             "question_prior": model.questions.prior,
@@ -428,7 +453,8 @@ class OpinionModel(BaseEstimator):
         facts = json.loads((folder / "opinion_model.json").read_text(encoding="utf-8"))
         if facts.get("format") != _FORMAT:
             raise ValueError(
-                f"the opinion model in {folder} has format {facts.get('format')}, this version reads {_FORMAT}; fit it again"
+                f"the opinion model in {folder} has format {facts.get('format')}, "
+                f"this version reads {_FORMAT}; fit it again"
             )
         traits = pd.read_parquet(folder / "respondents.parquet").set_index("__respondent__")
         table = pd.read_parquet(folder / "questions.parquet")
@@ -437,11 +463,14 @@ class OpinionModel(BaseEstimator):
         self = cls(**facts["params"])
         self.strength_, self.validation_ = facts["strength"], facts["validation"]
         self.fingerprint_, self.survey_ = facts["fingerprint"], None
-        self.questions_ = tuple(Question(r.id, r.text, tuple(r.options), r.title, r.topic) for r in table.itertuples())
+        self.questions_ = tuple(
+            Question(r["id"], r["text"], tuple(r["options"]), r["title"], r["topic"]) for r in table.to_dict("records")
+        )
         self.respondent_ids_ = pd.Index(traits.index, name="respondent", dtype=object)
         self.traits_ = traits.set_axis(self.respondent_ids_, axis=0)
         self._scale = _Scale(t["centre"], t["spread"], np.array([len(q.options) for q in self.questions_]))
         self._readout, self._covariance = Readout(t["weights"], t["intercepts"]), t["covariance"]
+        self.typical_covariance_ = t["typical_covariance"]
         d = facts["n_components"]
         people = Side(t["people"], np.empty((0, 0), np.float32), t["prior"], d + 1)
         questions = Side(t["questions"], t["question_moments"], t["question_prior"], d)
@@ -494,6 +523,13 @@ def _fit_readout(
     answers = by_row(survey.question, survey.respondent, scale.values(survey), shape)
     options = by_row(survey.question, survey.respondent, survey.option + 1, shape)
     return fit_readout(model, answers, options, survey.n_options, scale.scores(), strength, questions)
+
+
+def _mean_covariance(people: Side) -> np.ndarray:
+    size = people.mean.shape[1]
+    x = people.mean[:, : size - 1].astype(np.float64)
+    second = unpack(people.moment.mean(0, dtype=np.float64), size)[: size - 1, : size - 1]
+    return second - x.T @ x / len(x)
 
 
 def _rmse(model: Factorization, test: Survey, z: np.ndarray) -> float:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import scipy.sparse as sp
-from threadpoolctl import threadpool_limits
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from personae.people.als import Factorization
+from personae.people.als import Factorization, chunks
 
 _INTERCEPT_STRENGTH = 0.1
-_STEPS = 20
+_STEPS = 15
 _BLOCK_ANSWERS = 1_000_000  # answers whose leave-one-out vectors are held at a time
 _GROUP_CELLS = 2_000_000  # cells of one padded group of questions of similar size
 
@@ -35,20 +35,33 @@ class Readout:
     weights: np.ndarray
     intercepts: np.ndarray
 
-    def predict_proba(self, vectors: np.ndarray, questions: np.ndarray) -> np.ndarray:
-        """Option probabilities of all people and questions, (P, D) and (q,) to (P, q, K)."""
-        weights = self.weights[questions]
-        logits = vectors.astype(np.float32) @ weights.reshape(-1, weights.shape[2]).T  # (P, q K)
-        return _softmax(logits.reshape(len(vectors), *weights.shape[:2]) + self.intercepts[questions])
+    def predict_proba(
+        self, vectors: np.ndarray, questions: np.ndarray, covariances: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Option probabilities of all people and questions, (P, D), (q,) and optional (P, D, D) to (P, q, K).
 
-    def predict_proba_pairs(self, vectors: np.ndarray, person: np.ndarray, question: np.ndarray) -> np.ndarray:
-        """Option probabilities of pairs: (P, D), (n,) and (n,) to (n, K)."""
+        Where there are covariances, the probabilities are the mean over x ~ N(vector, covariance).
+        """
+        w, a = self.weights[questions], self.intercepts[questions]
+        logits = (vectors.astype(np.float32) @ w.reshape(-1, w.shape[2]).T).reshape(len(vectors), *a.shape) + a
+        if covariances is None:
+            return _softmax(logits)
+        for rows in chunks(len(vectors), w.size + w.shape[0] * w.shape[1] ** 2):
+            gram = (w @ covariances[rows, None].astype(np.float32)) @ w.transpose(0, 2, 1)  # (P, q, K, K)
+            logits[rows] = _mean_softmax(logits[rows], gram)
+        return logits
+
+    def predict_proba_pairs(
+        self, vectors: np.ndarray, person: np.ndarray, question: np.ndarray, covariances: np.ndarray | None = None
+    ) -> np.ndarray:
+        """Option probabilities of pairs: (P, D), (n,), (n,) and optional (P, D, D) to (n, K)."""
         out = np.empty((len(question), self.weights.shape[1]), np.float32)
         order = np.argsort(question, kind="stable")  # one small product a question, no gather of weights
         for rows in np.split(order, np.flatnonzero(np.diff(question[order])) + 1) if len(order) else []:
-            j = question[rows[0]]
-            logits = vectors[person[rows]].astype(np.float32) @ self.weights[j].T
-            out[rows] = _softmax(logits + self.intercepts[j])
+            j = question[rows[:1]]
+            mine, back = np.unique(person[rows], return_inverse=True)
+            spread = None if covariances is None else covariances[mine]
+            out[rows] = self.predict_proba(vectors[mine], j, spread)[back, 0]
         return out
 
 
@@ -190,3 +203,19 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     np.exp(logits, out=logits)
     logits /= logits.sum(axis=-1, keepdims=True)
     return logits
+
+
+def _mean_softmax(logits: np.ndarray, gram: np.ndarray) -> np.ndarray:
+    """E softmax(l) for l ~ N(logits, gram): MacKay's approximation for each pair of options, (..., K), (..., K, K).
+
+    p_k ~ 1 / sum_l exp(-(l_k - l_l) / sqrt(1 + pi / 8 Var(l_k - l_l))), normalised (MacKay, "The evidence framework
+    applied to classification networks", 1992; pairwise as in Lu et al., arXiv 2006.07584).
+    """
+    closed = np.isneginf(logits)
+    level = np.where(closed, 0, logits)
+    variance = gram.diagonal(axis1=-2, axis2=-1)
+    variance = np.maximum(variance[..., :, None] + variance[..., None, :] - 2 * gram, 0)
+    gap = (level[..., None, :] - level[..., :, None]) / np.sqrt(1 + np.pi / 8 * variance)  # (..., k, l)
+    odds = np.where(closed[..., None, :], 0, np.exp(np.minimum(gap, 80)))
+    p = np.where(closed, 0, 1 / odds.sum(-1))
+    return p / p.sum(-1, keepdims=True)
