@@ -91,7 +91,14 @@ def by_row(row: np.ndarray, column: np.ndarray, value: np.ndarray, shape: tuple[
     return sp.csr_matrix((value.astype(np.float32, copy=False), (row, column)), shape=shape)
 
 
-def factorize(answers: sp.csr_matrix, d: int, max_sweeps: int = 30, tol: float = 1e-3, seed: int = 0) -> Factorization:
+def factorize(
+    answers: sp.csr_matrix,
+    d: int,
+    max_sweeps: int = 30,
+    tol: float = 1e-3,
+    seed: int = 0,
+    progress: Callable[[float], None] = lambda noise: None,
+) -> Factorization:
     """Fit both sides, the priors and the noise; no regularisation strength is left to choose.
 
     Parameters
@@ -102,6 +109,8 @@ def factorize(answers: sp.csr_matrix, d: int, max_sweeps: int = 30, tol: float =
         Dimension of u and q.
     max_sweeps, tol
         Stop when a sweep changes the mean noise variance by less than this share.
+    progress
+        Called after each sweep with the mean noise variance.
 
     Notes
     -----
@@ -131,6 +140,7 @@ def factorize(answers: sp.csr_matrix, d: int, max_sweeps: int = 30, tol: float =
         questions.prior = _prior(questions)
         before, overall = noise.mean(), error.sum() / max(count.sum(), 1)
         noise = np.maximum((error + 10 * overall) / (count + 10), 1e-3)  # rare questions lean on all the others
+        progress(float(noise.mean()))
         if abs(noise.mean() - before) < tol * before:
             break
     questions, prior = _canonical(questions, people.prior)

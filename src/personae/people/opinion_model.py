@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -10,23 +9,20 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 import scipy.sparse as sp
-from safetensors.numpy import load_file, save_file
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from personae.data.account import SurveyError
 from personae.data.survey import Question, Survey, look_up
 from personae.people.als import Factorization, Side, by_row, chunks, factorize, pack, unpack
+from personae.people.answers import Answers, Scale, collect
 from personae.people.persona import Persona
 from personae.people.readout import Readout, fit_readout
 
-_DIMENSIONS = (4, 8, 16, 32)
+_DIMENSIONS = (4, 8, 16)
 _WORTH_DOUBLING = 0.99  # a doubled dimension must bring the error below this share
 _STRENGTHS = (100.0, 300.0, 1000.0)
 _STRENGTH_ANSWERS = 50_000  # the read-outs' strength is chosen on questions with about so many answers
-_LEAN = 10.0  # a question's mean and variance lean on those of all answers with so many answers' weight
-_SAVED_COVARIANCES = 50_000_000  # at most so many numbers (200 MB); beyond, only the variances are saved
-_FORMAT = 1
 
 Personas = Persona | Sequence[Persona] | np.ndarray
 
@@ -37,7 +33,7 @@ class OpinionModel(BaseEstimator):
     Parameters
     ----------
     n_components : int or "auto"
-        Dimension d of u and q; a person vector has d + 1 numbers. "auto" doubles it from 4 to at most 32 as long as
+        Dimension d of u and q; a person vector has d + 1 numbers. "auto" doubles it from 4 to at most 16 as long as
         a held-out tenth of the answers is predicted more than 1 % better (RMSE).
     random_state : int
         Seeds the starting factors and the inner split.
@@ -119,7 +115,7 @@ class OpinionModel(BaseEstimator):
         self.questions_, self.respondent_ids_ = survey.questions, survey.respondent_ids
         self.survey_: Survey | None = survey
         self.traits_, self.fingerprint_ = survey.traits, survey.fingerprint
-        scale = self._scale = _Scale.of(survey)
+        scale = self._scale = Scale.of(survey)
         model = factorize(scale.answers(survey), d, seed=self.random_state)
         self._readout = _fit_readout(model, scale, survey, self.strength_)
         self.typical_covariance_ = _mean_covariance(model.people)
@@ -136,7 +132,7 @@ class OpinionModel(BaseEstimator):
         train, test = survey.keep_answers(~held_out), survey.keep_answers(held_out)
         if train.n_answers == 0 or test.n_answers == 0:
             return dimensions[0] if dimensions else 1, 100.0
-        scale = _Scale.of(train)
+        scale = Scale.of(train)
         answers, z = scale.answers(train), scale.values(test)
         best: tuple[float, Factorization] | None = None
         for d in dimensions or [1]:
@@ -241,7 +237,7 @@ class OpinionModel(BaseEstimator):
             self._answers = self._scale.answers(self.survey_)
         return self._model.fold_in(self._answers[rows]).covariance()
 
-    def fold_in(self, answers: Mapping[str, str] | Iterable[Mapping[str, str]] | Survey) -> Any:
+    def fold_in(self, answers: Answers) -> Any:
         """Personas of new people, in closed form; the model does not change.
 
         Parameters
@@ -285,27 +281,9 @@ class OpinionModel(BaseEstimator):
     ) -> Persona:
         return Persona(name, vector, covariance, float(np.trace(self.prior_covariance_)), origin, label)
 
-    def _new_answers(
-        self, answers: Mapping[str, str] | Iterable[Mapping[str, str]] | Survey
-    ) -> tuple[sp.csr_matrix, list[str], np.ndarray]:
+    def _new_answers(self, answers: Answers) -> tuple[sp.csr_matrix, list[str], np.ndarray]:
         """Standardised answers (n, Q), names and numbers of answers."""
-        if isinstance(answers, Survey):
-            question = look_up(self._question_ids, answers.question_ids, "question")
-            width = int(answers.n_options.max(initial=0))
-            place = np.zeros((len(question), width), np.int64)
-            for mine, (theirs, j) in zip(place, zip(answers.questions, question, strict=True), strict=True):
-                mine[: len(theirs.options)] = [self.questions_[j].option_index(o) for o in theirs.options]
-            person, names = answers.respondent, list(answers.respondent_ids)
-            option, question = place[answers.question, answers.option], question[answers.question]
-        else:
-            people = [answers] if isinstance(answers, Mapping) else list(answers)
-            names = ["new person"] if isinstance(answers, Mapping) else [f"new person {i}" for i in range(len(people))]
-            person = np.repeat(np.arange(len(people)), [len(p) for p in people])
-            question = look_up(self._question_ids, [j for p in people for j in p], "question")
-            labels = [label for p in people for label in p.values()]
-            option = np.array(
-                [self.questions_[j].option_index(o) for j, o in zip(question, labels, strict=True)], np.int64
-            )
+        names, person, question, option = collect(answers, self.questions_, self._question_ids)
         shape = (len(names), len(self.questions_))
         return (
             by_row(person, question, self._scale(question, option), shape),
@@ -385,139 +363,31 @@ class OpinionModel(BaseEstimator):
         values, basis = np.linalg.eigh(np.stack([p.covariance for p in people]) - self.typical_covariance_)
         return (basis * np.maximum(values, 0)[:, None, :]) @ basis.transpose(0, 2, 1)
 
-    def _columns(self, questions: str | Iterable[str] | None) -> np.ndarray:
-        if questions is None:
-            return np.arange(len(self.questions_))
+    def question_index(self, questions: str | Iterable[str]) -> np.ndarray:
+        """Columns of the given question ids, shape (n,); an unknown id raises with the nearest ones."""
         return look_up(self._question_ids, [questions] if isinstance(questions, str) else questions, "question")
+
+    def _columns(self, questions: str | Iterable[str] | None) -> np.ndarray:
+        return np.arange(len(self.questions_)) if questions is None else self.question_index(questions)
 
     # files -----------------------------------------------------------------------------------------------------
     def save(self, folder: str | Path) -> None:
         """Write everything but the answers into a folder: safetensors, JSON and Parquet, no pickle."""
-        check_is_fitted(self)
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(self._tensors(), folder / "opinion_model.safetensors")
-        facts = {
-            "format": _FORMAT,
-            "params": self.get_params(),
-            "n_components": self.n_components_,
-            "n_respondents": len(self),
-            "n_questions": len(self.questions_),
-            "strength": self.strength_,
-            "validation": self.validation_,
-            "fingerprint": self.fingerprint_,
-        }
-        (folder / "opinion_model.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-        self.traits_.reset_index(names="__respondent__").to_parquet(folder / "respondents.parquet", index=False)
-        columns = ("id", "text", "options", "title", "topic")
-        table = pd.DataFrame({c: [getattr(q, c) for q in self.questions_] for c in columns})
-        table.to_parquet(folder / "questions.parquet", index=False)
+        from personae.people.opinion_files import save
 
-    def _tensors(self) -> dict[str, np.ndarray]:
-        D = self.vectors_.shape[1]
-        whole = len(self) * D * (D + 1) // 2 <= _SAVED_COVARIANCES
-        covariance = np.empty((len(self), D * (D + 1) // 2 if whole else D), np.float32)
-        for rows in chunks(len(self), 8 * D * D):
-            part = self.covariance(rows)
-            covariance[rows] = pack(part) if whole else part.diagonal(axis1=1, axis2=2)
-        model = self._model
-        tensors = {
-            "people": model.people.mean,
-            "covariance": covariance,
-            "prior": model.people.prior,
-            "typical_covariance": self.typical_covariance_,
-            "questions": model.questions.mean,
-            "question_moments": model.questions.moment,
-            "question_prior": model.questions.prior,
-            "noise": model.noise,
-            "centre": self._scale.mean,
-            "spread": self._scale.sd,
-            "weights": self._readout.weights,
-            "intercepts": self._readout.intercepts,
-        }
-        return {name: np.ascontiguousarray(t) for name, t in tensors.items()}
+        check_is_fitted(self)
+        save(self, Path(folder))
 
     @classmethod
     def load(cls, folder: str | Path) -> OpinionModel:
-        """Open what `save` wrote.
+        """Open what `save` wrote; raises ``ValueError`` if a file is missing, of another format, or does not fit."""
+        from personae.people.opinion_files import load
 
-        Raises
-        ------
-        ValueError
-            A file is missing, of another format, or does not fit the others.
-        """
-        folder = Path(folder)
-        for name in ("opinion_model.json", "opinion_model.safetensors", "respondents.parquet", "questions.parquet"):
-            if not (folder / name).is_file():
-                raise ValueError(f"there is no opinion model in {folder}: {name} is missing")
-        facts = json.loads((folder / "opinion_model.json").read_text(encoding="utf-8"))
-        if facts.get("format") != _FORMAT:
-            raise ValueError(
-                f"the opinion model in {folder} has format {facts.get('format')}, "
-                f"this version reads {_FORMAT}; fit it again"
-            )
-        traits = pd.read_parquet(folder / "respondents.parquet").set_index("__respondent__")
-        table = pd.read_parquet(folder / "questions.parquet")
-        t = load_file(folder / "opinion_model.safetensors")
-        _check_shapes(folder, t, len(traits), len(table), facts)
-        self = cls(**facts["params"])
-        self.strength_, self.validation_ = facts["strength"], facts["validation"]
-        self.fingerprint_, self.survey_ = facts["fingerprint"], None
-        self.questions_ = tuple(
-            Question(r["id"], r["text"], tuple(r["options"]), r["title"], r["topic"]) for r in table.to_dict("records")
-        )
-        self.respondent_ids_ = pd.Index(traits.index, name="respondent", dtype=object)
-        self.traits_ = traits.set_axis(self.respondent_ids_, axis=0)
-        self._scale = _Scale(t["centre"], t["spread"], np.array([len(q.options) for q in self.questions_]))
-        self._readout, self._covariance = Readout(t["weights"], t["intercepts"]), t["covariance"]
-        self.typical_covariance_ = t["typical_covariance"]
-        d = facts["n_components"]
-        people = Side(t["people"], np.empty((0, 0), np.float32), t["prior"], d + 1)
-        questions = Side(t["questions"], t["question_moments"], t["question_prior"], d)
-        self._set(Factorization(people, questions, t["noise"], 0))
-        return self
-
-
-class _Scale:
-    """Standardisation of positions in [0, 1], question by question, learned from the answers of one survey."""
-
-    def __init__(self, mean: np.ndarray, sd: np.ndarray, n_options: np.ndarray) -> None:
-        self.mean, self.sd, self.n_options = mean, sd, n_options
-
-    @classmethod
-    def of(cls, survey: Survey) -> _Scale:
-        """Means and variances lean on those of all answers, so that a question answered once has some too."""
-        position = survey.option / (survey.n_options - 1)[survey.question]
-        count = np.bincount(survey.question, minlength=survey.n_questions) + _LEAN
-        mean = np.bincount(survey.question, position - position.mean(), minlength=survey.n_questions) / count
-        mean += position.mean()
-        square = (position - mean[survey.question]) ** 2
-        variance = np.bincount(survey.question, square, minlength=survey.n_questions) + _LEAN * square.mean()
-        return cls(mean, np.maximum(np.sqrt(variance / count), 0.05), survey.n_options)
-
-    def __call__(self, question: np.ndarray, option: np.ndarray) -> np.ndarray:
-        return (option / (self.n_options[question] - 1) - self.mean[question]) / self.sd[question]
-
-    def values(self, survey: Survey) -> np.ndarray:
-        return self(survey.question, survey.option)
-
-    def answers(self, survey: Survey) -> sp.csr_matrix:
-        return by_row(
-            survey.respondent, survey.question, self.values(survey), (survey.n_respondents, survey.n_questions)
-        )
-
-    def scores(self) -> np.ndarray:
-        """Standardised value of every option, (Q, K)."""
-        option = np.arange(self.n_options.max())
-        return (option / (self.n_options - 1)[:, None] - self.mean[:, None]) / self.sd[:, None]
-
-    def restore(self, question: np.ndarray, z: np.ndarray) -> np.ndarray:
-        """Option indices (fractional) of standardised values, within the options."""
-        return np.clip(z * self.sd[question] + self.mean[question], 0, 1) * (self.n_options[question] - 1)
+        return load(Path(folder))
 
 
 def _fit_readout(
-    model: Factorization, scale: _Scale, survey: Survey, strength: float, questions: np.ndarray | None = None
+    model: Factorization, scale: Scale, survey: Survey, strength: float, questions: np.ndarray | None = None
 ) -> Readout:
     shape = (survey.n_questions, survey.n_respondents)
     answers = by_row(survey.question, survey.respondent, scale.values(survey), shape)
@@ -539,11 +409,3 @@ def _rmse(model: Factorization, test: Survey, z: np.ndarray) -> float:
 
 def _mean_nll(p: np.ndarray, option: np.ndarray) -> float:
     return float(-np.log(p[np.arange(len(option)), option] + 1e-12).mean())
-
-
-def _check_shapes(folder: Path, t: dict[str, np.ndarray], n: int, q: int, facts: dict[str, Any]) -> None:
-    size = facts["n_components"] + 2
-    wanted = {"people": (n, size), "questions": (q, size), "noise": (q,), "prior": (size - 1, size - 1)}
-    wrong = [name for name, shape in wanted.items() if name not in t or t[name].shape != shape]
-    if wrong or (n, q) != (facts["n_respondents"], facts["n_questions"]):
-        raise ValueError(f"the files of the opinion model in {folder} do not belong together; save it again")

@@ -138,10 +138,12 @@ def _prior_mean(
 ) -> np.ndarray:
     """The read-out that the factorisation implies, (G, K, D + 1)."""
     line = model.questions.mean[group]  # (G, D + 1), [q, 1, c]: the prediction is [x, 1] . line
-    miss = (given @ scores[:, :, None] - x @ line[:, :, None])[:, :, 0]
-    count = given.sum((1, 2))
-    variance = ((miss**2 * given.sum(2)).sum(1) + 10 * model.noise[group]) / (count + 10)
+    predicted, taken = (x @ line[:, :, None])[:, :, 0], given.sum(2)  # (G, n)
+    miss = (given @ scores[:, :, None])[:, :, 0] - predicted
+    count = taken.sum(1)
+    variance = ((miss**2 * taken).sum(1) + 10 * model.noise[group]) / (count + 10)
     marginal = (given.sum(1) + 1) / (count + n_options)[:, None]
+    line[:, -1] -= (predicted * taken).sum(1) / np.maximum(count, 1)  # the marginal is that of the average prediction
     prior = scores[:, :, None] * (line / variance[:, None])[:, None, :]
     prior[:, :, -1] += np.log(marginal)
     return (prior * (np.arange(scores.shape[1]) < n_options[:, None])[:, :, None]).astype(np.float32)
