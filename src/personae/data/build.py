@@ -137,8 +137,8 @@ def unique_ids(table: Table, name: str) -> list[str]:
         first, second = (int(i) for i in np.flatnonzero(column.codes == repeated[0])[:2])
         raise SurveyError(
             f'{table.path.name}: respondent "{column.labels[repeated[0]]}" stands in rows {table.row(first)} and '
-            f"{table.row(second)} of column {name} (repeated ids in all: {len(repeated):,}); one row a person, with an id "
-            'of its own in the column named "respondent" or else the first one'
+            f"{table.row(second)} of column {name} (repeated ids in all: {len(repeated):,}); one row a person, "
+            'with an id of its own in the column named "respondent" or else the first one'
         )
     return list(column.texts())
 

@@ -128,12 +128,7 @@ def _read_csv(path: Path, account: Account) -> Table:
                 # A block is the longest line that arrow accepts, so a line without end costs one block and no more.
                 pyarrow.csv.ReadOptions(column_names=keys, skip_rows_after_names=1, block_size=MAX_LINE),
                 pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-                pyarrow.csv.ConvertOptions(
-                    column_types=dict.fromkeys(keys, _TEXT),
-                    null_values=[""],
-                    strings_can_be_null=True,
-                    quoted_strings_can_be_null=True,
-                ),
+                pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(keys, _TEXT)),  # no null: "NA" is text
             )
     except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
         _find_fault(path, names, delimiter)
@@ -331,7 +326,7 @@ def _parquet_column(path: Path, name: str, raw: pa.ChunkedArray, account: Accoun
         raw = pc.if_else(pc.is_nan(values), pa.scalar(None, kind), values)
     encoded = raw if pa.types.is_dictionary(raw.type) else raw.dictionary_encode()
     column = _column(encoded)
-    if kind not in (pa.string(), pa.large_string(), pa.string_view()):
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
         account.add(f"column of {_plain_name(kind)} in Parquet, written as text", where=f"{path.name}: {name}")
     for label in column.labels:
         if _is_broken(label):

@@ -112,6 +112,16 @@ def test_the_id_may_be_named_and_else_rows_are_numbered(tmp_path):
         read_labelled(path, traits=["sex"])
 
 
+def test_an_id_is_found_by_unique_whole_numbers_or_words(tmp_path):
+    frame = pd.DataFrame({"weight": [0.5, 1.5], "remark": ["so so", "all good"], "who": ["x1", "x2"], "q": [1, 2]})
+    path = tmp_path / "a.sav"
+    pyreadstat.write_sav(frame, str(path), variable_value_labels={"q": {1: "yes", 2: "no"}})
+    assert list(read_labelled(path).respondent_ids) == ["x1", "x2"]
+    frame["who"] = [7, 9]
+    pyreadstat.write_sav(frame, str(path), variable_value_labels={"q": {1: "yes", 2: "no"}})
+    assert list(read_labelled(path).respondent_ids) == ["7", "9"]
+
+
 def test_stata_extended_missing_values_are_listed(tmp_path):
     frame = pd.DataFrame({"id": [1, 2, 3, 4, 5], "q": [1, 2, "a", "b", 1]})
     path = tmp_path / "a.dta"

@@ -73,6 +73,12 @@ def test_parquet_columns_become_text_and_the_account_says_so(tmp_path):
     assert "2 x column of numbers in Parquet, written as text: a.parquet: whole; a.parquet: float" in str(account)
 
 
+def test_parquet_nan_is_missing_like_null(tmp_path):
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"id": ["a", "b", "c"], "x": [1.5, float("nan"), None]}), path)
+    assert texts(path, "x") == ["1.5", None, None]
+
+
 def test_parquet_infinity_is_an_error(tmp_path):
     path = tmp_path / "a.parquet"
     pd.DataFrame({"id": ["a", "b"], "x": [1.0, float("inf")]}).to_parquet(path)

@@ -73,6 +73,11 @@ def test_an_answer_outside_the_options_is_found_and_counted(write, questions):
     )
 
 
+@pytest.mark.parametrize(("rows", "place"), [("a,x,\nb,,x", "row 2, column tea"), ("a,,x\nb,x,", "row 2, column bus")])
+def test_the_first_place_is_first_by_row(write, questions, rows, place):
+    assert message(write("r.csv", "respondent,tea,bus\n" + rows), questions).startswith(f"r.csv: {place}")
+
+
 def test_an_answer_outside_the_options_in_parquet_has_a_row_too(tmp_path, questions):
     path = tmp_path / "r.parquet"
     pd.DataFrame({"respondent": ["ann", "bob"], "tea": ["yes", "Yes"]}).to_parquet(path)
