@@ -19,7 +19,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 from personae.data.account import SurveyError
 from personae.data.survey import Survey
 from personae.people.opinion_model import OpinionModel
-from personae.people.persona import Persona
+from personae.people.persona import Persona, Personas
 from personae.people.profiles import Profiles
 
 _MOST = 12  # largest k that "auto" tries
@@ -198,7 +198,7 @@ class Cohorts(BaseEstimator):
         check_is_fitted(self)
         return iter(self.personas_)
 
-    def assign(self, personas: Persona | Sequence[Persona] | np.ndarray) -> np.ndarray:
+    def assign(self, personas: Personas) -> np.ndarray:
         """Nearest cohort of anybody's vector, (P,)."""
         check_is_fitted(self)
         if isinstance(personas, Persona):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,18 +13,16 @@ from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
 
 from personae.data.account import SurveyError
-from personae.data.survey import Question, Survey, look_up
-from personae.people.als import Factorization, Side, by_row, chunks, factorize, pack, unpack
+from personae.data.survey import Survey, look_up
+from personae.people.als import Factorization, Side, by_row, chunks, factorize, unpack
 from personae.people.answers import Answers, Scale, collect
-from personae.people.persona import Persona
+from personae.people.persona import Persona, Personas
 from personae.people.readout import Readout, fit_readout
 
 _DIMENSIONS = (4, 8, 16)
 _WORTH_DOUBLING = 0.99  # a doubled dimension must bring the error below this share
 _STRENGTHS = (100.0, 300.0, 1000.0)
 _STRENGTH_ANSWERS = 50_000  # the read-outs' strength is chosen on questions with about so many answers
-
-Personas = Persona | Sequence[Persona] | np.ndarray
 
 
 class OpinionModel(BaseEstimator):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,3 +143,7 @@ class Persona:
     def __repr__(self) -> str:
         label = f", {self.label!r}" if self.label else ""
         return f"Persona({self.name!r}{label}, {len(self.vector)} numbers, uncertainty {self.uncertainty:.2f})"
+
+
+Personas = Persona | Sequence[Persona] | np.ndarray
+"""One, several, or their vectors (D,) or (P, D)."""
