@@ -1,0 +1,391 @@
+"""`Bundle`: the folder that holds everything fitted, written so that a crash leaves the old one or the new one."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import personae
+
+if TYPE_CHECKING:
+    from personae.data.account import Account
+    from personae.people.cohorts import Cohorts
+    from personae.people.opinion_model import OpinionModel
+    from personae.people.persona import Persona
+
+KIND = "personae bundle"
+SCHEMA = 1
+PARTS = ("people", "cohorts", "steerer")
+_MANIFEST = "manifest.json"
+_TERM = re.compile(r"\s*(\d*\.?\d+)\s*\*\s*(.+?)\s*", re.DOTALL)  # 0.7*cohort-0
+_BETWEEN_TERMS = re.compile(r"\+(?=\s*\d*\.?\d+\s*\*)")  # a plus before a weight: trait values may hold others
+
+
+class BundleError(ValueError):
+    """A folder that cannot be opened or written as a bundle; the message says why and what to do."""
+
+
+class Bundle:
+    """An opened bundle: a checked manifest, and parts that load when they are first used.
+
+    Parameters
+    ----------
+    folder : Path
+        Where it is.
+    manifest : dict
+        What `manifest.json` says: ``schema``, ``created``, ``personae`` (version), ``seeds``, ``data`` (fingerprint,
+        source, the reader's account), ``steerer`` (name, placement, LM fingerprint; or None) and ``files`` (bytes and
+        sha256 of each).
+
+    Notes
+    -----
+    Tables are Parquet, tensors safetensors, the rest JSON: nothing in a bundle is code. It holds person vectors and
+    traits, but no answers.
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> from personae import Cohorts, OpinionModel, load_sample
+    >>> survey = load_sample()
+    >>> people = OpinionModel(n_components=4).fit(survey)
+    >>> folder = Path(tempfile.mkdtemp()) / "gss"
+    >>> bundle = Bundle.write(folder, people, Cohorts(k=2).fit(people, survey), account=survey.account)
+    >>> bundle = Bundle.open(folder)
+    >>> bundle.persona("0.5*cohort-0+0.5*trait:partyid=strong democrat").name
+    '0.5 cohort-0 + 0.5 partyid=strong democrat'
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    # opening ---------------------------------------------------------------------------------------------------
+    @classmethod
+    def open(cls, folder: str | Path) -> Bundle:
+        """Open a bundle after checking its manifest and the hash of every file.
+
+        Raises
+        ------
+        BundleError
+            There is none, it is of a newer version, or a file is missing, changed or foreign.
+        """
+        folder = Path(folder).resolve()
+        manifest = _read_manifest(folder)
+        _check_files(folder, manifest["files"])
+        return cls(folder, manifest)
+
+    @cached_property
+    def people(self) -> OpinionModel:
+        """The opinion model."""
+        from personae.people.opinion_model import OpinionModel
+
+        return OpinionModel.load(self._part("people"))
+
+    @cached_property
+    def cohorts(self) -> Cohorts:
+        """The cohorts."""
+        from personae.people.cohorts import Cohorts
+
+        return Cohorts.load(self._part("cohorts"))
+
+    @cached_property
+    def steerer(self) -> Any:
+        """The steerer with its LM; another LM than the one it was trained on raises `BundleError`."""
+        folder = self._part("steerer")
+        from personae.steering import load_steerer
+
+        steerer = load_steerer(self.manifest["steerer"]["name"], folder)
+        trained_on = self.manifest["steerer"]["lm"]
+        if (found := _other_lm(trained_on, steerer.lm_fingerprint_)) is not None:
+            raise BundleError(
+                f"the steerer of {self.folder} was trained on another {trained_on['name']} than the one found here "
+                f"({found} differs); get that LM back or train again: personae steer {self.folder.name}"
+            )
+        return steerer
+
+    def __contains__(self, part: str) -> bool:
+        return any(name.startswith(part + "/") for name in self.manifest["files"])
+
+    def _part(self, part: str) -> Path:
+        if part not in self:
+            made = "steer" if part == "steerer" else "fit"
+            raise BundleError(f"the bundle {self.folder} has no {part}; make them with: personae {made}")
+        if _read_manifest(self.folder) != self.manifest:
+            raise BundleError(f"the bundle {self.folder} was replaced while it was open; open it again")
+        return _place(self.folder) / part
+
+    # personas --------------------------------------------------------------------------------------------------
+    def persona(self, name: str) -> Persona:
+        """The persona of a name.
+
+        Parameters
+        ----------
+        name : str
+            A cohort (``"cohort-2"``), a respondent's id, a trait group (``"trait:partyid=strong democrat"``), or a
+            weighted blend of these (``"0.7*cohort-0+0.3*r0007"``; weights are normalised).
+
+        Raises
+        ------
+        SurveyError
+            Nobody has this name; the nearest ones are named.
+        """
+        from personae.people.persona import Persona
+
+        if (found := self._one(name)) is not None:
+            return found
+        terms = [_TERM.fullmatch(term) for term in _BETWEEN_TERMS.split(name)]
+        if not all(terms):
+            self._raise_unknown(name)
+        weights: dict[Persona, float] = {}
+        for weight, part in (term.groups() for term in terms if term):
+            persona = self._one(part) or self._raise_unknown(part)
+            weights[persona] = weights.get(persona, 0.0) + float(weight)
+        return Persona.blend(weights)
+
+    def _one(self, name: str) -> Persona | None:
+        """A cohort, respondent or trait group, in this order."""
+        from personae.data.account import SurveyError
+
+        if "cohorts" in self and (mine := next((p for p in self.cohorts if p.name == name), None)) is not None:
+            return mine
+        if name in self.people.respondent_ids_:
+            return self.people[name]
+        if not name.startswith("trait:"):
+            return None
+        trait, equals, value = name.removeprefix("trait:").partition("=")
+        if not equals:
+            raise SurveyError(f'a trait group is written "trait:NAME=VALUE", not "{name}"')
+        return self.people.trait_persona(trait, value)
+
+    def _raise_unknown(self, name: str) -> Any:
+        import pandas as pd
+
+        from personae.data.survey import look_up
+
+        cohorts = [p.name for p in self.cohorts] if "cohorts" in self else []
+        look_up(pd.Index([*cohorts, *self.people.respondent_ids_], dtype=object), [name], "persona")
+
+    # writing ---------------------------------------------------------------------------------------------------
+    @classmethod
+    def write(
+        cls,
+        folder: str | Path,
+        people: OpinionModel,
+        cohorts: Cohorts | None = None,
+        steerer: Any = None,
+        account: Account | None = None,
+        source: Mapping[str, Any] | None = None,
+    ) -> Bundle:
+        """Write a new bundle; an existing one is replaced as a whole.
+
+        Parameters
+        ----------
+        folder : str or Path
+        people, cohorts, steerer
+            What was fitted.
+        account : Account, optional
+            What the reader skipped and why; its counts are kept, the places are not.
+        source : mapping, optional
+            The arguments of `read_survey`, so that the survey can be found again.
+
+        Raises
+        ------
+        BundleError
+            The folder holds something else than a bundle, or another process is writing it.
+        """
+        about = {
+            "fingerprint": people.fingerprint_,
+            "respondents": len(people),
+            "questions": len(people.questions_),
+            "source": dict(source or {}),
+            "account": _without_places(account),
+        }
+        seeds = {"people": people.random_state} | ({"cohorts": cohorts.random_state} if cohorts is not None else {})
+        parts = {"people": people, "cohorts": cohorts, "steerer": steerer}
+        writers = {part: fitted.save for part, fitted in parts.items() if fitted is not None}
+        return cls._write(Path(folder), writers, {"seeds": seeds, "data": about, "steerer": None}, steerer)
+
+    def with_steerer(self, steerer: Any) -> Bundle:
+        """Write this bundle again with another steerer, in place; the other parts are linked, not written."""
+
+        def linker(part: str) -> Callable[[Path], object]:
+            return lambda target: shutil.copytree(self._part(part), target, copy_function=_link, dirs_exist_ok=True)
+
+        writers = {part: linker(part) for part in ("people", "cohorts") if part in self}
+        return self._write(self.folder, {**writers, "steerer": steerer.save}, self.manifest, steerer)
+
+    @classmethod
+    def _write(
+        cls, folder: Path, parts: Mapping[str, Callable[[Path], object]], facts: dict[str, Any], steerer: Any
+    ) -> Bundle:
+        folder = folder.resolve()
+        check_replaceable(folder)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        if steerer is not None:
+            lm = {"name": steerer.name, "placement": steerer.placement_, "lm": dict(steerer.lm_fingerprint_)}
+            facts = {**facts, "steerer": lm, "seeds": {**facts["seeds"], "steerer": steerer.seed}}
+        with _new_folder(folder) as new:
+            for part, save in parts.items():
+                (new / part).mkdir()
+                save(new / part)
+            manifest = {
+                "kind": KIND,
+                "schema": SCHEMA,
+                "created": datetime.now(UTC).isoformat(timespec="seconds"),
+                "personae": personae.__version__,
+                **{key: facts[key] for key in ("seeds", "data", "steerer")},
+                "files": {name: _facts_of(new / name) for name in _files_in(new)},
+            }
+            (new / _MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
+            for path in [*new.rglob("*"), new]:
+                _fsync(path)
+            _swap(new, folder)
+        return cls(folder, _read_manifest(folder))
+
+
+def check_replaceable(folder: Path) -> None:
+    """Raise `BundleError` if the folder holds something else than a bundle, which writing would destroy."""
+    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+        return
+    if not folder.is_dir() or not _is_bundle(_load_json(folder / _MANIFEST)):
+        raise BundleError(f"{folder} exists and is not a bundle, so it is not replaced; give another folder")
+
+
+# the manifest ----------------------------------------------------------------------------------------------------
+def _load_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+
+
+def _is_bundle(manifest: Any) -> bool:
+    return isinstance(manifest, dict) and manifest.get("kind") == KIND
+
+
+def _read_manifest(folder: Path) -> dict[str, Any]:
+    place = _place(folder)
+    if not place.exists():
+        raise BundleError(f"there is no bundle {folder}; make one with: personae fit SURVEY --out {folder.name}")
+    if not (place / _MANIFEST).is_file():
+        raise BundleError(f"{folder} is not a bundle: it has no {_MANIFEST}; make one with: personae fit")
+    manifest = _load_json(place / _MANIFEST)
+    if not _is_bundle(manifest):
+        raise BundleError(f"the {_MANIFEST} of {folder} is not that of a bundle; restore it or fit again")
+    schema = manifest.get("schema")
+    if not isinstance(schema, int) or schema > SCHEMA:
+        raise BundleError(
+            f"the bundle {folder} was written by a newer personae (schema {schema}, this one reads {SCHEMA}); "
+            "upgrade personae or fit again"
+        )
+    if not isinstance(manifest.get("files"), dict) or not {"data", "seeds", "steerer"} <= set(manifest):
+        raise BundleError(f"the {_MANIFEST} of {folder} is incomplete; restore it or fit again")
+    return manifest
+
+
+def _check_files(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> None:
+    place = _place(folder)
+    found = set(_files_in(place))  # the manifest's names are only compared, so none of them leads out of the folder
+    if missing := sorted(set(listed) - found):
+        raise BundleError(f"the bundle {folder} lacks {missing[0]}; restore it from a copy or fit again")
+    if foreign := sorted(found - set(listed)):
+        raise BundleError(f"the bundle {folder} holds {foreign[0]}, which is not its own; remove that file")
+    for name, facts in listed.items():
+        if _facts_of(place / name) != facts:
+            raise BundleError(
+                f"{name} in the bundle {folder} is not the file that was written (its hash differs); "
+                "restore it from a copy or fit again"
+            )
+
+
+def _files_in(folder: Path) -> list[str]:
+    """Names of the files of the parts, without those that file browsers hide there."""
+    paths = (path for part in PARTS for path in (folder / part).rglob("*"))
+    return sorted(path.relative_to(folder).as_posix() for path in paths if path.is_file() and path.name[0] != ".")
+
+
+def _facts_of(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+
+
+def _other_lm(trained_on: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
+    """The first fact in which two LMs differ; a name may change when a folder moves."""
+    return next((key for key in trained_on if key != "name" and trained_on[key] != found.get(key)), None)
+
+
+def _without_places(account: Account | None) -> dict[str, Any] | None:
+    """Counts say what was skipped; rows and columns would point at single people."""
+    if account is None:
+        return None
+    notes = [{"reason": note.reason, "count": note.count} for note in account.notes]
+    return {"source": account.source, "format": account.format, "notes": notes}
+
+
+# the disk --------------------------------------------------------------------------------------------------------
+@contextmanager
+def _new_folder(folder: Path) -> Iterator[Path]:
+    """An empty folder beside, locked while it is filled; removed if that fails."""
+    new = _beside(folder, "new")
+    new.mkdir(exist_ok=True)
+    lock = os.open(new, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise BundleError(f"another process is writing {folder}; wait for it or give another folder") from None
+        for left in new.iterdir():  # by a writer that was killed: its lock is gone
+            shutil.rmtree(left) if left.is_dir() else left.unlink()
+        try:
+            yield new
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+    finally:
+        os.close(lock)
+
+
+def _swap(new: Path, folder: Path) -> None:
+    """Put ``new`` at the place of ``folder``; at every moment one whole bundle is there or, as "old", beside."""
+    old = _beside(folder, "old")
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(folder, old)
+    os.rename(new, folder)
+    _fsync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _place(folder: Path) -> Path:
+    """Where the bundle is: beside, if a writer died between its two renames."""
+    old = _beside(folder, "old")
+    return old if not folder.exists() and old.exists() else folder
+
+
+def _beside(folder: Path, what: str) -> Path:
+    return folder.with_name(f".{folder.name}.{what}")
+
+
+def _link(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # a file system without hard links
+        shutil.copy2(source, target)
+
+
+def _fsync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
