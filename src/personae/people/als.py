@@ -226,7 +226,7 @@ def _canonical(questions: Side, prior: np.ndarray) -> tuple[Side, np.ndarray]:
     d = size - 2
     q = questions.mean[:, :d].astype(np.float64)
     values, basis = np.linalg.eigh(np.cov(q.T, bias=True).reshape(d, d))
-    whiten = basis / np.sqrt(np.maximum(values, 1e-6 * values.max()))  # (d, d)
+    whiten = basis / np.sqrt(np.maximum(values, 1e-6 * np.mean(q**2) + 1e-12))  # (d, d)
     change = np.eye(size)  # y_new = y @ change; the constant 1 of y carries the centring
     change[:d, :d], change[d, :d] = whiten, -q.mean(0) @ whiten
     back = np.linalg.inv(change[: d + 1, : d + 1]).T  # x_new = x @ back for x = [u, b]

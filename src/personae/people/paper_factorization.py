@@ -10,6 +10,7 @@ import pandas as pd
 import torch
 from sklearn.base import BaseEstimator
 from sklearn.utils.validation import check_is_fitted
+from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from personae.data.account import SurveyError
 from personae.data.survey import Survey, look_up
@@ -19,7 +20,7 @@ from personae.people.persona import Persona, Personas
 from personae.people.readout import fit_readout
 
 _STRENGTH = 100.0
-_PATIENCE = 2
+_PATIENCE = 5
 _NEW_PERSON_STEPS = 1000
 
 
@@ -35,7 +36,7 @@ class PaperFactorization(BaseEstimator):
     batch_size : int
         Answers a step.
     max_epochs : int
-        Stops earlier when a held-out twentieth of the answers gets no better for two epochs. (The paper does not say.)
+        Stops earlier when a held-out twentieth of the answers gets no better for five epochs. (The paper does not say.)
     random_state : int
 
     Attributes
@@ -111,10 +112,11 @@ class PaperFactorization(BaseEstimator):
         best, waited, self.epochs_ = np.inf, 0, 0
         kept = u.detach().clone(), q.detach().clone()
         while self.epochs_ < self.max_epochs and waited < _PATIENCE:
-            for batch in train[torch.randperm(len(train), generator=generator)].split(self.batch_size):
-                adam.zero_grad()
-                _loss(u[person[batch]], q[question[batch]], target[batch]).backward()
-                adam.step()
+            with threadpool_limits(1):  # such small steps gain nothing from threads that wait for each other
+                for batch in train[torch.randperm(len(train), generator=generator)].split(self.batch_size):
+                    adam.zero_grad()
+                    _loss(u[person[batch]], q[question[batch]], target[batch]).backward()
+                    adam.step()
             self.epochs_ += 1
             with torch.no_grad():
                 error = float(_loss(u[person[test]], q[question[test]], target[test])) if len(test) else 0.0
@@ -181,10 +183,11 @@ class PaperFactorization(BaseEstimator):
         q = torch.from_numpy(self.question_factors_)[torch.from_numpy(question).long()]
         share = 1 / torch.bincount(i, minlength=n).clamp(min=1)[i]
         adam = torch.optim.Adam([u], lr=self.learning_rate)
-        for _ in range(_NEW_PERSON_STEPS if len(target) else 0):
-            adam.zero_grad()
-            (share * (target - (u[i] * q).sum(1)) ** 2).sum().backward()
-            adam.step()
+        with threadpool_limits(1):
+            for _ in range(_NEW_PERSON_STEPS if len(target) else 0):
+                adam.zero_grad()
+                (share * (target - (u[i] * q).sum(1)) ** 2).sum().backward()
+                adam.step()
         return u.detach().numpy()
 
     def _persona(self, name: str, vector: np.ndarray, covariance: np.ndarray, origin: dict[str, Any]) -> Persona:

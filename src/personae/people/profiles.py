@@ -117,7 +117,9 @@ class _Distances:
             raw = np.abs(self.share[:, c] - self.all_share).sum(2) / 2  # (1 + B, q)
             part = np.maximum(1 / np.maximum(n, 1) - 1 / self.all_n, 0)
             columns = self._interval(raw, part)
-            table = pd.DataFrame({"question": survey.question_ids[block], "cohort": c, "n": n[0], **columns})
+            table = pd.DataFrame(
+                {"question": survey.question_ids[block].astype(str), "cohort": c, "n": n[0], **columns}
+            )
             tables.append(_suppress(table, n[0] < self.minimum, ["n", *columns]))
         return pd.concat(tables, ignore_index=True)
 
@@ -136,7 +138,9 @@ class _Distances:
                 pairs += both
         many = np.maximum(pairs, 1)
         columns = self._summary(raw / many, square / many)
-        table = pd.DataFrame({"question": survey.question_ids[block], "pairs": pairs.astype(int), **columns})
+        table = pd.DataFrame(
+            {"question": survey.question_ids[block].astype(str), "pairs": pairs.astype(int), **columns}
+        )
         return _suppress(table, pairs == 0, list(columns))
 
     def _correct(self, raw: np.ndarray, part: np.ndarray) -> np.ndarray:
@@ -194,7 +198,7 @@ def _answer_table(survey: Survey, block: np.ndarray, counts: np.ndarray, minimum
     for c in range(k):
         table = pd.DataFrame(
             {
-                "question": survey.question_ids[block[q]],
+                "question": survey.question_ids[block[q]].astype(str),
                 "option": [survey.questions[j].options[i] for j, i in zip(block[q], o, strict=True)],
                 "cohort": c,
                 "count": counts[0, c, q, o],

@@ -6,14 +6,15 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 import scipy.sparse as sp
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
-from personae.people.als import Factorization, chunks
+from personae.people.als import Factorization, unpack
 
-_INTERCEPT_STRENGTH = 0.1
+_INTERCEPT_STRENGTH = 1.0  # a few answers do not move the smoothed marginal
 _STEPS = 15
 _BLOCK_ANSWERS = 1_000_000  # answers whose leave-one-out vectors are held at a time
 _GROUP_CELLS = 2_000_000  # cells of one padded group of questions of similar size
@@ -35,33 +36,32 @@ class Readout:
     weights: np.ndarray
     intercepts: np.ndarray
 
-    def predict_proba(
-        self, vectors: np.ndarray, questions: np.ndarray, covariances: np.ndarray | None = None
-    ) -> np.ndarray:
-        """Option probabilities of all people and questions, (P, D), (q,) and optional (P, D, D) to (P, q, K).
+    def predict_proba(self, vectors: np.ndarray, questions: np.ndarray, roots: np.ndarray | None = None) -> np.ndarray:
+        """Option probabilities of all people and questions, (P, D) and (q,) to (P, q, K).
 
-        Where there are covariances, the probabilities are the mean over x ~ N(vector, covariance).
+        With ``roots`` (P, D, D), R R' a covariance, they are the mean over x ~ N(vector, R R'), by 128 fixed points.
         """
         w, a = self.weights[questions], self.intercepts[questions]
-        logits = (vectors.astype(np.float32) @ w.reshape(-1, w.shape[2]).T).reshape(len(vectors), *a.shape) + a
-        if covariances is None:
-            return _softmax(logits)
-        for rows in chunks(len(vectors), w.size + w.shape[0] * w.shape[1] ** 2):
-            gram = (w @ covariances[rows, None].astype(np.float32)) @ w.transpose(0, 2, 1)  # (P, q, K, K)
-            logits[rows] = _mean_softmax(logits[rows], gram)
-        return logits
+        w = w.reshape(-1, w.shape[2]).T  # (D, q K)
+        if roots is None:
+            return _softmax((vectors.astype(np.float32) @ w).reshape(len(vectors), *a.shape) + a)
+        points = _normal_points(vectors.shape[1])
+        total = np.zeros((len(vectors), *a.shape), np.float32)
+        for point in points:
+            moved = (vectors + roots @ point).astype(np.float32)
+            total += _softmax((moved @ w).reshape(total.shape) + a)
+        return total / np.float32(len(points))
 
     def predict_proba_pairs(
-        self, vectors: np.ndarray, person: np.ndarray, question: np.ndarray, covariances: np.ndarray | None = None
+        self, vectors: np.ndarray, person: np.ndarray, question: np.ndarray, roots: np.ndarray | None = None
     ) -> np.ndarray:
-        """Option probabilities of pairs: (P, D), (n,), (n,) and optional (P, D, D) to (n, K)."""
+        """Option probabilities of pairs: (P, D), (n,), (n,) and ``roots`` to (n, K)."""
         out = np.empty((len(question), self.weights.shape[1]), np.float32)
         order = np.argsort(question, kind="stable")  # one small product a question, no gather of weights
         for rows in np.split(order, np.flatnonzero(np.diff(question[order])) + 1) if len(order) else []:
             j = question[rows[:1]]
             mine, back = np.unique(person[rows], return_inverse=True)
-            spread = None if covariances is None else covariances[mine]
-            out[rows] = self.predict_proba(vectors[mine], j, spread)[back, 0]
+            out[rows] = self.predict_proba(vectors[mine], j, None if roots is None else roots[mine])[back, 0]
         return out
 
 
@@ -141,12 +141,21 @@ def _prior_mean(
     predicted, taken = (x @ line[:, :, None])[:, :, 0], given.sum(2)  # (G, n)
     miss = (given @ scores[:, :, None])[:, :, 0] - predicted
     count = taken.sum(1)
-    variance = ((miss**2 * taken).sum(1) + 10 * model.noise[group]) / (count + 10)
+    variance = ((miss**2 * taken).sum(1) + 10 * _expected_error(model, group)) / (count + 10)
     marginal = (given.sum(1) + 1) / (count + n_options)[:, None]
     line[:, -1] -= (predicted * taken).sum(1) / np.maximum(count, 1)  # the marginal is that of the average prediction
     prior = scores[:, :, None] * (line / variance[:, None])[:, None, :]
     prior[:, :, -1] += np.log(marginal)
     return (prior * (np.arange(scores.shape[1]) < n_options[:, None])[:, :, None]).astype(np.float32)
+
+
+def _expected_error(model: Factorization, group: np.ndarray) -> np.ndarray:
+    """Noise, and what the uncertainty of a question's factor adds to it on average over people, (G,)."""
+    size = model.people.mean.shape[1]
+    y = model.questions.mean[group]
+    uncertainty = unpack(model.questions.moment[group], size) - y[:, :, None] * y[:, None, :]
+    people = unpack(model.people.moment.mean(0, dtype=np.float64), size)
+    return model.noise[group] + np.maximum((uncertainty * people).sum((1, 2)), 0)
 
 
 def leave_one_out(model: Factorization, answers: sp.csr_matrix) -> np.ndarray:
@@ -207,17 +216,9 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     return logits
 
 
-def _mean_softmax(logits: np.ndarray, gram: np.ndarray) -> np.ndarray:
-    """E softmax(l) for l ~ N(logits, gram): MacKay's approximation for each pair of options, (..., K), (..., K, K).
-
-    p_k ~ 1 / sum_l exp(-(l_k - l_l) / sqrt(1 + pi / 8 Var(l_k - l_l))), normalised (MacKay, "The evidence framework
-    applied to classification networks", 1992; pairwise as in Lu et al., arXiv 2006.07584).
-    """
-    closed = np.isneginf(logits)
-    level = np.where(closed, 0, logits)
-    variance = gram.diagonal(axis1=-2, axis2=-1)
-    variance = np.maximum(variance[..., :, None] + variance[..., None, :] - 2 * gram, 0)
-    gap = (level[..., None, :] - level[..., :, None]) / np.sqrt(1 + np.pi / 8 * variance)  # (..., k, l)
-    odds = np.where(closed[..., None, :], 0, np.exp(np.minimum(gap, 80)))
-    p = np.where(closed, 0, 1 / odds.sum(-1))
-    return p / p.sum(-1, keepdims=True)
+@cache
+def _normal_points(size: int, pairs: int = 64) -> np.ndarray:
+    """Points whose mean, covariance and odd moments are those of N(0, I), (2 pairs, size); always the same."""
+    half = np.random.default_rng(0).standard_normal((max(pairs, 2 * size), size))
+    half = half @ np.linalg.inv(np.linalg.cholesky(half.T @ half / len(half))).T
+    return np.concatenate([half, -half])
