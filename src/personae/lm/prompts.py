@@ -101,6 +101,12 @@ def letter_ids(lm: FrozenLM, n_options: int) -> list[int]:
     return [lm.tokens(" " + letter)[0] for letter in LETTERS[:n_options]]
 
 
+def reply_ids(lm: FrozenLM, text: str) -> list[int]:
+    """A reply as the tokens that follow `chat_prompt`, the end of the turn included."""
+    end = lm.tokens(lm.template.turn_end(), special=True)[:1]
+    return [*lm.tokens(text if lm.template.is_chat else " " + text), *end]
+
+
 class Template:
     """The LM's chat template, taken apart so that user text never becomes a special token.
 

@@ -242,9 +242,40 @@ class _Tree:
         return seen
 
 
-def letter_logits(lm: FrozenLM, found: Read, n_options: int) -> Tensor:
-    """Logits (C, N, n_options) of the option letters."""
-    return lm.logits(found.trunk, torch.tensor(letter_ids(lm, n_options), device=lm.device))
+def letter_logits(lm: FrozenLM, found: Read, n_options: Sequence[int]) -> Tensor:
+    """Logits (C, N, K) of the option letters, -inf beyond a question's own options."""
+    k = max(n_options)
+    logits = lm.logits(found.trunk, torch.tensor(letter_ids(lm, k), device=lm.device))
+    beyond = torch.arange(k, device=lm.device) >= torch.tensor(n_options, device=lm.device)[:, None]
+    return logits.masked_fill(beyond[:, None], float("-inf"))
+
+
+def option_texts(lm: FrozenLM, options: Sequence[Sequence[str]]) -> list[list[list[int]]]:
+    """Each question's options as the tokens that follow ``Answer:``."""
+    return [[lm.tokens(" " + option) for option in each] for each in options]
+
+
+def option_logits(
+    lm: FrozenLM, prepared: Prepared, virtual: Tensor | KeyValues, options: Sequence[Sequence[str]], by: str = "letters"
+) -> Tensor:
+    """Logits (C, N, K) over each question's options, -inf beyond its own; softmax gives their probabilities.
+
+    Parameters
+    ----------
+    options : for each prompt its option labels
+    by : {"letters", "text"}
+        Read the letters at one place, or the options' full text, length-normalised.
+    """
+    n_options = [len(o) for o in options]
+    if by == "letters":
+        return letter_logits(lm, read(lm, prepared, virtual), n_options)
+    if by != "text":
+        raise ValueError(f'options are read by "letters" or by "text", not by "{by}"')
+    branches = option_texts(lm, options)
+    scores = text_log_probs(lm, read(lm, prepared, virtual, branches), branches)
+    k = max(n_options)
+    padded = [torch.nn.functional.pad(s, (0, k - s.shape[1]), value=float("-inf")) for s in scores]
+    return torch.stack(padded)
 
 
 def text_log_probs(

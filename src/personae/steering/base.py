@@ -1,0 +1,99 @@
+"""`Steerer`: whatever makes a frozen LM answer and talk as somebody."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pandas as pd
+from sklearn.base import BaseEstimator
+
+from personae.data.survey import Question
+from personae.lm.frozen import FrozenLM
+from personae.lm.prompts import Message
+from personae.people.persona import Persona
+
+REGISTRY: dict[str, type[Steerer]] = {}
+
+
+class Steerer(BaseEstimator, ABC):
+    """One method of steering; a subclass with a ``method`` name registers itself.
+
+    Attributes
+    ----------
+    lm_ : FrozenLM
+    """
+
+    method: ClassVar[str] = ""
+    lm_: FrozenLM
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        if cls.method:
+            REGISTRY[cls.method] = cls
+
+    # what a method must do -------------------------------------------------------------------------------------
+    @abstractmethod
+    def predict_proba(
+        self, personas: Sequence[Persona], questions: Sequence[Question], read: str = "letters"
+    ) -> np.ndarray:
+        """Option probabilities (P, Q, K), K the most options of any of these questions, zero beyond a question's own."""
+
+    @abstractmethod
+    def stream(
+        self,
+        messages: Sequence[Message],
+        personas: Sequence[Persona],
+        max_new_tokens: int = 80,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seeds: Sequence[int] | None = None,
+    ) -> Iterator[list[str]]:
+        """The personas' replies to one chat, decoded together; each step yields the new text of everyone."""
+
+    @abstractmethod
+    def save(self, folder: Path | str) -> None:
+        """Write tensors as safetensors and the rest as JSON into an existing or new folder."""
+
+    # what follows from it --------------------------------------------------------------------------------------
+    def answer(
+        self, text: str, options: Sequence[str], personas: Persona | Sequence[Persona], read: str = "letters"
+    ) -> pd.DataFrame:
+        """Answers to one question, known or new.
+
+        Parameters
+        ----------
+        text : str
+            The question's wording.
+        options : sequence of str
+            At least two, in scale order.
+        read : {"letters", "text"}
+            By option letter, or by the options' full text, length-normalised.
+
+        Returns
+        -------
+        DataFrame, personas x options
+            Probabilities; rows sum to one.
+        """
+        people = [personas] if isinstance(personas, Persona) else list(personas)
+        if len(options) < 2 or len(set(options)) < len(options):
+            raise ValueError(f"a question needs at least two different options; got: {' | '.join(options) or 'none'}")
+        p = self.predict_proba(people, [Question("asked", text, tuple(options))], read)
+        return pd.DataFrame(p[:, 0], index=[q.name for q in people], columns=list(options))
+
+    def chat(
+        self, messages: str | Sequence[Message], persona: Persona, seed: int = 0, **how: Any
+    ) -> str:
+        """A persona's reply to a message or to a whole chat.
+
+        Parameters
+        ----------
+        messages : str or list of {"role", "content"}
+        **how
+            ``max_new_tokens``, ``temperature`` and ``top_p`` of `stream`; greedy by default.
+        """
+        turns = [{"role": "user", "content": messages}] if isinstance(messages, str) else list(messages)
+        return "".join(piece for (piece,) in self.stream(turns, [persona], seeds=[seed], **how)).strip()

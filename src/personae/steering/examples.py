@@ -1,0 +1,189 @@
+"""What a persona prompt is trained on: answers by letter and by text, and sentences that state them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from personae.data.survey import Survey
+from personae.lm.frozen import FrozenLM
+from personae.lm.prompts import Placement, Prompt, chat_prompt, letters_prompt, reply_ids, text_prompt
+from personae.lm.reading import Prepared, option_logits, prepare, read, text_log_probs
+from personae.steering import talk
+
+if TYPE_CHECKING:
+    from personae.people.opinion_model import OpinionModel
+
+_SAID = 0.3  # weight of what was said in the target; the rest are the opinion model's probabilities
+_SPOKEN = 64  # questions that are also answered by text and in sentences
+_STEP_TOKENS = 2048  # tokens of continuations in a step, where the prompt is not shared
+_VALIDATION = 0.05  # share of the people who are held out to stop early
+
+
+class AnswersAndTalk:
+    """The training task of `PersonaPrompt` (a `personae.training.loop.Task`).
+
+    Every step reads letters for some questions x people; in turn it adds option texts, sentences that state an
+    answer, and replies to open questions that state the answers which set a person apart.
+    """
+
+    network: nn.Module
+
+    def __init__(
+        self, lm: FrozenLM, survey: Survey, people: OpinionModel, placement: Placement, recipe: str, seed: int
+    ) -> None:
+        self.lm, self.survey, self.people, self.seed = lm, survey, people, seed
+        self.recipe = recipe
+        rng = np.random.default_rng(seed)
+        questions = survey.questions
+        self.letters = prepare(lm, [letters_prompt(lm, q.text, q.options, placement) for q in questions])
+        self.spoken = np.sort(rng.choice(len(questions), min(_SPOKEN, len(questions)), replace=False))
+        some = [questions[j] for j in self.spoken]
+        self.texts = prepare(lm, [text_prompt(lm, q.text, q.options, placement) for q in some])
+        said = [talk.ask(q, rng) for q in some]
+        self.talks = prepare(lm, [self._chat(text, placement) for text in [*said, *talk.OPEN]])
+        self.vectors = torch.as_tensor(people.vectors_).float().to(lm.device)
+        # Option of each person and question, -1 where there is no answer: (N, Q) int16
+        self.given = np.full((len(people.vectors_), len(questions)), -1, dtype=np.int16)
+        self.rows = _rows(survey, people)
+        self.given[self.rows[survey.respondent], survey.question] = survey.option
+        order = rng.permutation(np.unique(self.rows[survey.respondent]))
+        held_out = max(1, min(100, round(_VALIDATION * len(order))))
+        self.held_out, self.trained = np.sort(order[:held_out]), np.sort(order[held_out:])
+        if len(self.trained) == 0:
+            raise ValueError("a persona prompt needs at least two people who answered")
+        self.asked = [np.intersect1d(np.flatnonzero(self.given[:, j] >= 0), self.trained) for j in range(len(questions))]
+        self.usable = np.flatnonzero([len(a) > 0 for a in self.asked])
+        counts = survey.option_counts().astype(float)
+        self.marginal = counts / np.maximum(counts.sum(1, keepdims=True), 1)
+        # What a person adds to the shared prompt decides how many fit in a step.
+        longest = max(len(p.after) for p in self.letters.prompts) + 2
+        self.questions_a_step = 8 if longest < 16 else 4
+        self.people_a_step = int(np.clip(_STEP_TOKENS // (self.questions_a_step * longest), 2, 32))
+
+    def _chat(self, text: str, placement: Placement) -> Prompt:
+        return chat_prompt(self.lm, [{"role": "user", "content": text}], placement)
+
+    # the Task interface ----------------------------------------------------------------------------------------
+    def groups(self) -> list[dict[str, Any]]:
+        """The warm-started trunk learns slower than what speaks to the LM."""
+        if self.recipe == "paper":
+            return [{"params": list(self.network.parameters()), "lr": 1e-3}]
+        trunk = [p for n, p in self.network.named_parameters() if n.startswith("trunk.")]
+        rest = [p for n, p in self.network.named_parameters() if not n.startswith("trunk.")]
+        return [{"params": trunk, "lr": 1e-3}, {"params": rest, "lr": 5e-3}]
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same to resume."""
+        return {"survey": self.survey.fingerprint, "lm": self.lm.fingerprint, "recipe": self.recipe}
+
+    def loss(self, step: int) -> tuple[Tensor, int]:
+        """Mean cross-entropies of the step's formats."""
+        rng = np.random.default_rng([self.seed, step])
+        loss, answers = self._letters(rng)
+        if self.recipe == "paper":
+            return loss, answers
+        more = (self._texts, self._sentences, self._opinions)[step % 3]
+        return loss + 0.3 * more(rng), answers
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """NLL and accuracy of letters on real answers of people held out from this training."""
+        rng = np.random.default_rng(self.seed)
+        nll, right, count = 0.0, 0, 0
+        for j in rng.permutation(self.usable)[:48]:
+            who = np.intersect1d(np.flatnonzero(self.given[:, j] >= 0), self.held_out)
+            if len(who) == 0:
+                continue
+            logits = self._logits(np.array([j]), who[None])[0].log_softmax(-1).cpu()
+            y = torch.as_tensor(self.given[who, j].astype(np.int64))
+            nll -= logits.gather(1, y[:, None]).sum().item()
+            right += int((logits.argmax(1) == y).sum())
+            count += len(who)
+        return {"nll": nll / max(count, 1), "accuracy": right / max(count, 1)}
+
+    # formats ---------------------------------------------------------------------------------------------------
+    def _letters(self, rng: np.random.Generator) -> tuple[Tensor, int]:
+        asked = rng.choice(self.usable, min(self.questions_a_step, len(self.usable)), replace=False)
+        who = np.stack([rng.choice(self.asked[j], self.people_a_step) for j in asked])  # (C, N)
+        return _cross_entropy(self._logits(asked, who), self._target(asked, who)), who.size
+
+    def _texts(self, rng: np.random.Generator) -> Tensor:
+        at, asked, who = self._some_spoken(rng, 2, 8)
+        prepared = self.texts.select(at.tolist())
+        options = [self.survey.questions[j].options for j in asked]
+        virtual = self._virtual(prepared, who, "text", None)
+        return _cross_entropy(option_logits(self.lm, prepared, virtual, options, by="text"), self._target(asked, who))
+
+    def _sentences(self, rng: np.random.Generator) -> Tensor:
+        at, asked, who = self._some_spoken(rng, 2, 6)
+        prepared = self.talks.select(at.tolist())
+        questions = [self.survey.questions[j] for j in asked]
+        replies = [[reply_ids(self.lm, talk.reply(q, option, rng)) for option in q.options] for q in questions]
+        found = read(self.lm, prepared, self._virtual(prepared, who, "talk", None), replies)
+        target = self._target(asked, who)  # (C, N, K)
+        each = text_log_probs(self.lm, found, replies)
+        return -torch.stack([(t[:, : s.shape[1]] * s).sum(1).mean() for t, s in zip(target, each, strict=True)]).mean()
+
+    def _opinions(self, rng: np.random.Generator) -> Tensor:
+        at = len(self.spoken) + rng.choice(len(talk.OPEN), 6)
+        prepared = self.talks.select(at.tolist())
+        who = rng.choice(self.trained, (len(at), 1))
+        replies = []
+        p = self.people.predict_proba(self.people.vectors_[who[:, 0]], self.survey.question_ids)
+        for person in p[..., : self.marginal.shape[1]]:
+            said = talk.telling(person, self.marginal, int(rng.integers(1, 4)), rng)
+            sentences = [talk.reply(self.survey.questions[j], self.survey.questions[j].options[k], rng) for j, k in said]
+            replies.append([reply_ids(self.lm, " ".join(sentences))])
+        found = read(self.lm, prepared, self._virtual(prepared, who, "talk", None), replies)
+        return -torch.cat(text_log_probs(self.lm, found, replies)).mean()
+
+    # pieces ----------------------------------------------------------------------------------------------------
+    def _some_spoken(self, rng: np.random.Generator, c: int, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Places among the spoken questions, the questions, and people (C, N)."""
+        usable = np.flatnonzero(np.isin(self.spoken, self.usable))
+        at = rng.choice(usable, min(c, len(usable)), replace=False)
+        return at, self.spoken[at], np.stack([rng.choice(self.asked[j], n) for j in self.spoken[at]])
+
+    def _virtual(self, prepared: Prepared, who: np.ndarray, format: str, n_options: list[int] | None) -> Any:
+        return self.network(self.vectors[who], prepared.representation, format, n_options)
+
+    def _logits(self, asked: np.ndarray, who: np.ndarray) -> Tensor:
+        prepared = self.letters.select(asked.tolist())
+        options = [self.survey.questions[j].options for j in asked]
+        virtual = self._virtual(prepared, who, "letters", [len(o) for o in options])
+        return option_logits(self.lm, prepared, virtual, options)
+
+    def _target(self, asked: np.ndarray, who: np.ndarray) -> Tensor:
+        """Target probabilities (C, N, K) of people who answered."""
+        width = int(self.survey.n_options[asked].max())
+        columns = np.broadcast_to(asked[:, None], who.shape)
+        said = np.eye(width, dtype=np.float32)[self.given[who, columns]]
+        if self.recipe == "paper":  # cross-entropy on the answers alone, as published
+            return torch.as_tensor(said, device=self.lm.device)
+        known = self.people.predict_proba_pairs(who.ravel(), self._columns(columns.ravel()))[:, :width]
+        return torch.as_tensor(_SAID * said + (1 - _SAID) * known.reshape(said.shape), device=self.lm.device)
+
+    def _columns(self, questions: np.ndarray) -> np.ndarray:
+        if not hasattr(self, "_column"):
+            place = {q.id: i for i, q in enumerate(self.people.questions_)}
+            self._column = np.array([place[q.id] for q in self.survey.questions])
+        return self._column[questions]
+
+
+def _rows(survey: Survey, people: OpinionModel) -> np.ndarray:
+    """Row of each of the survey's respondents in the opinion model."""
+    rows = people.respondent_ids_.get_indexer(survey.respondent_ids)
+    if (rows < 0).any():
+        unknown = survey.respondent_ids[rows < 0][0]
+        raise ValueError(f'the opinion model does not know respondent "{unknown}"; fit it on the same survey')
+    return rows
+
+
+def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+    """Mean of -sum target * log softmax(logits); -inf logits carry no target."""
+    log_p = logits.log_softmax(-1).masked_fill(torch.isinf(logits), 0.0)
+    return -(target.to(log_p.dtype) * log_p).sum(-1).mean()

@@ -1,0 +1,259 @@
+"""`PersonaPrompt`: a person's vector, and what the LM makes of the question, become virtual tokens."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save_file
+
+from personae.data.survey import Question, Survey
+from personae.lm.frozen import FrozenLM
+from personae.lm.generation import stream
+from personae.lm.prompts import Message, Placement, Prompt, chat_prompt, letters_prompt, text_prompt
+from personae.lm.reading import KeyValues, Prepared, option_logits, prepare
+from personae.people.persona import Persona
+from personae.people.text_opinion_model import PersonContext, TextOpinionModel
+from personae.steering.base import Steerer
+from personae.steering.examples import AnswersAndTalk
+from personae.steering.networks import ContextualNetwork, PaperNetwork
+from personae.training.loop import Schedule, train
+
+if TYPE_CHECKING:
+    from personae.people.opinion_model import OpinionModel
+
+_QUESTIONS = 16  # questions of one pass at inference
+_ROW_TOKENS = 16_384  # tokens of continuations of one pass at inference
+
+
+class PersonaPrompt(Steerer):
+    """Steer a frozen LM by virtual tokens computed from person x context.
+
+    Parameters
+    ----------
+    lm : str or FrozenLM
+        Short name, folder or hub id; loaded by `fit`.
+    recipe : {"contextual", "paper"}
+        ``"contextual"``: virtual tokens from the person vector and the LM's own representation of the question, the
+        trunk warm-started without the LM (`TextOpinionModel`). ``"paper"``: the soft-prompting model of arXiv
+        2311.04978 (two-layer perceptron on the vector alone, option letters only).
+    placement : {"late", "prefix", "before", "system"}, optional
+        Where the virtual tokens go; "late" for the contextual recipe, "prefix" for the paper's.
+    n_tokens : int, optional
+        Virtual tokens T; 2, or 1 for the paper's recipe.
+    steps : int
+        Training steps at most.
+    random_state : int
+
+    Attributes
+    ----------
+    lm_ : FrozenLM
+    network_ : torch.nn.Module
+    history_ : list of dict
+        One a validation: step, loss, NLL and accuracy on held-out people.
+    text_model_ : TextOpinionModel or None
+        The warm start, which answers questions nobody was asked without the LM.
+
+    Notes
+    -----
+    The target of an answer is a mixture of what was said and of the opinion model's probabilities: the second half
+    says the same with less noise. One network answers and talks: batches mix option letters, option texts and short
+    first-person sentences in the chat template.
+    """
+
+    method = "persona_prompt"
+
+    def __init__(
+        self,
+        lm: str | FrozenLM = "smollm2-135m",
+        recipe: Literal["contextual", "paper"] = "contextual",
+        placement: Placement | None = None,
+        n_tokens: int | None = None,
+        steps: int = 400,
+        random_state: int = 0,
+    ) -> None:
+        self.lm = lm
+        self.recipe = recipe
+        self.placement = placement
+        self.n_tokens = n_tokens
+        self.steps = steps
+        self.random_state = random_state
+
+    # learning --------------------------------------------------------------------------------------------------
+    def fit(
+        self,
+        survey: Survey,
+        people: OpinionModel,
+        checkpoint: Path | str | None = None,
+        resume: bool = False,
+        progress: bool = True,
+    ) -> PersonaPrompt:
+        """Train on a survey whose people and questions ``people`` knows.
+
+        Parameters
+        ----------
+        checkpoint : path, optional
+            A file, replaced at intervals; ``resume`` goes on from it to the same result.
+        """
+        self._settle()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(self.random_state)
+            task = AnswersAndTalk(self.lm_, survey, people, self.placement_, self.recipe, self.random_state)
+            self.text_model_ = None
+            if self.recipe == "contextual":
+                self.text_model_ = TextOpinionModel(random_state=self.random_state)
+                self.text_model_.fit(survey, people, task.letters.representation.cpu().numpy())
+            task.network = self.network_ = self._build(task, people).to(self.lm_.device)
+        schedule = Schedule(
+            steps=self.steps,
+            weight_decay=1e-2 if self.recipe == "contextual" else 1e-3,
+            seed=self.random_state,
+        )
+        path = None if checkpoint is None else Path(checkpoint)
+        self.history_ = train(task, schedule, path, resume, progress)
+        self.lm_fingerprint_ = self.lm_.fingerprint
+        return self
+
+    def _settle(self) -> None:
+        if self.recipe not in ("contextual", "paper"):
+            raise ValueError(f'recipe is "contextual" or "paper", not "{self.recipe}"')
+        contextual = self.recipe == "contextual"
+        self.placement_: Placement = self.placement or ("late" if contextual else "prefix")
+        self.n_tokens_ = self.n_tokens or (2 if contextual else 1)
+        self.lm_ = self.lm if isinstance(self.lm, FrozenLM) else FrozenLM.load(self.lm)
+
+    def _build(self, task: AnswersAndTalk, people: OpinionModel) -> torch.nn.Module:
+        prefix = self.placement_ == "prefix"
+        if self.recipe == "paper":
+            vectors = torch.as_tensor(people.vectors_).float()
+            return PaperNetwork(self.lm_, vectors, self.n_tokens_, prefix)
+        assert self.text_model_ is not None
+        warm = self.text_model_.network_
+        n_person, n_context = warm.person[0].in_features, warm.interaction.in_features  # type: ignore[union-attr]
+        trunk = PersonContext(n_person, n_context, dropout=0.0, views=3)  # type: ignore[arg-type]
+        trunk.standardise(people.vectors_, task.letters.representation.cpu().numpy()[None])
+        learned = {n: v for n, v in warm.state_dict().items() if not n.startswith("h_")}
+        trunk.load_state_dict(learned, strict=False)
+        for view, prepared in enumerate((task.letters, task.texts, task.talks)):
+            h = prepared.representation.float().cpu()
+            trunk.h_mean[view] = h.mean(0)
+            spread = h.std(0) if len(h) > 1 else torch.ones(h.shape[1])
+            trunk.h_std[view] = spread.clamp(min=1e-2 * float(spread.mean()) + 1e-8)
+        return ContextualNetwork(self.lm_, trunk, self.n_tokens_, prefix)
+
+    # answering -------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def predict_proba(
+        self, personas: Sequence[Persona], questions: Sequence[Question], read: str = "letters"
+    ) -> np.ndarray:
+        """Option probabilities of any personas x questions, float32 (P, Q, K).
+
+        With placement ``late`` a question is computed once for everybody.
+        """
+        vectors = torch.as_tensor(np.stack([p.vector for p in personas])).float().to(self.lm_.device)
+        return self.predict_proba_vectors(vectors, questions, read)
+
+    @torch.no_grad()
+    def predict_proba_vectors(self, vectors: torch.Tensor, questions: Sequence[Question], read: str = "letters") -> np.ndarray:
+        """`predict_proba` of person vectors (P, D)."""
+        put = letters_prompt if read == "letters" else text_prompt
+        width = max(len(q.options) for q in questions)
+        out = np.zeros((len(vectors), len(questions), width), dtype=np.float32)
+        # Longest last, so that a pass holds questions of similar length.
+        order = sorted(range(len(questions)), key=lambda j: len(questions[j].text) + sum(map(len, questions[j].options)))
+        for start in range(0, len(order), _QUESTIONS):
+            columns = order[start : start + _QUESTIONS]
+            asked = [questions[j] for j in columns]
+            prepared = prepare(self.lm_, [put(self.lm_, q.text, q.options, self.placement_) for q in asked])
+            options = [q.options for q in asked]
+            longest = max(len(p.after) for p in prepared.prompts) + self.n_tokens_
+            if read == "text":
+                longest += max(sum(len(self.lm_.tokens(o)) for o in each) for each in options)
+            people = max(1, _ROW_TOKENS // (longest * len(asked)))
+            for first in range(0, len(vectors), people):
+                rows = slice(first, first + people)
+                virtual = self.virtual_tokens(prepared, vectors[rows], read, [len(o) for o in options])
+                p = torch.softmax(option_logits(self.lm_, prepared, virtual, options, read), -1)
+                out[rows, columns, : p.shape[2]] = p.transpose(0, 1).cpu().numpy()
+        return out
+
+    def virtual_tokens(
+        self, prepared: Prepared, vectors: torch.Tensor, format: str, n_options: list[int] | None = None
+    ) -> torch.Tensor | KeyValues:
+        """Virtual tokens (C, N, T, H) of people (N, D) in C contexts; key/values a layer for ``prefix``."""
+        return self.network_(vectors, prepared.representation, format, n_options)
+
+    # talking ---------------------------------------------------------------------------------------------------
+    @torch.no_grad()
+    def stream(
+        self,
+        messages: Sequence[Message],
+        personas: Sequence[Persona],
+        max_new_tokens: int = 80,
+        temperature: float = 0.0,
+        top_p: float = 1.0,
+        seeds: Sequence[int] | None = None,
+    ) -> Iterator[list[str]]:
+        """See `Steerer.stream`."""
+        prompt: Prompt = chat_prompt(self.lm_, messages, self.placement_)
+        prepared = prepare(self.lm_, [prompt])
+        vectors = torch.as_tensor(np.stack([p.vector for p in personas])).float().to(self.lm_.device)
+        virtual = self.virtual_tokens(prepared, vectors, "talk")
+        rows = virtual[0] if isinstance(virtual, torch.Tensor) else virtual
+        return stream(self.lm_, [prompt] * len(personas), rows, max_new_tokens, temperature, top_p, seeds)
+
+    # files -----------------------------------------------------------------------------------------------------
+    def save(self, folder: Path | str) -> None:
+        """``network.safetensors`` and ``steerer.json``."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file({n: v.contiguous().cpu() for n, v in self.network_.state_dict().items()}, folder / "network.safetensors")
+        about = {
+            "method": self.method,
+            "parameters": {**self.get_params(deep=False), "lm": self.lm_.name},
+            "placement": self.placement_,
+            "n_tokens": self.n_tokens_,
+            "lm": self.lm_fingerprint_,
+            "history": self.history_,
+        }
+        (folder / "steerer.json").write_text(json.dumps(about, indent=1))
+
+    @classmethod
+    def load(cls, folder: Path | str, lm: str | FrozenLM | None = None) -> PersonaPrompt:
+        """Open what `save` wrote.
+
+        Raises
+        ------
+        ValueError
+            The LM is not the one it was trained with.
+        """
+        folder = Path(folder)
+        about: dict[str, Any] = json.loads((folder / "steerer.json").read_text())
+        self = cls(**{**about["parameters"], **({} if lm is None else {"lm": lm})})
+        self._settle()
+        self.lm_fingerprint_ = self.lm_.fingerprint
+        for key, value in about["lm"].items():
+            if key != "name" and self.lm_fingerprint_[key] != value:
+                raise ValueError(
+                    f"{folder} was trained with {about['lm']['name']}, but {self.lm_.name} has another {key}; "
+                    "give the same LM, or train again"
+                )
+        weights = load_file(folder / "network.safetensors")
+        prefix = self.placement_ == "prefix"
+        if self.recipe == "paper":
+            vectors = torch.zeros(2, len(weights["mean"]))
+            self.network_ = PaperNetwork(self.lm_, vectors, self.n_tokens_, prefix)
+        else:
+            width, n_context = weights["trunk.interaction.weight"].shape
+            n_person = weights["trunk.person.0.weight"].shape[1]
+            trunk = PersonContext(n_person, n_context, width, dropout=0.0, views=len(weights["trunk.h_mean"]))
+            self.network_ = ContextualNetwork(self.lm_, trunk, self.n_tokens_, prefix)
+        self.network_.load_state_dict(weights)
+        self.network_.to(self.lm_.device).eval()
+        self.history_ = about["history"]
+        self.text_model_ = None
+        return self

@@ -1,0 +1,67 @@
+"""How an answer sounds: questions as people ask them, and short first-person replies that state an answer."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from personae.data.survey import Question
+
+# Ways to put a survey question in a chat, with and without naming its subject.
+_ASK = ("{text}", "{text} What do you think?", "What is your opinion? {text}", "{text} Tell me in one sentence.")
+_ASK_TITLE = ("What do you think about {title}?", "Where do you stand on {title}?", "How do you feel about {title}?")
+_REPLY = ("I'd say {option}.", "I would say {option}.", "My answer is {option}.")
+_REPLY_TITLE = ("On {title}, I'd say {option}.", "When it comes to {title}, I'd say {option}.")
+# Ways to ask somebody about everything; the reply states the answers that set this person apart.
+OPEN = (
+    "Tell me about your views.",
+    "What matters to you?",
+    "What do you think about the issues of the day?",
+    "What should change?",
+    "What should the government do differently?",
+    "Where do you disagree with most people?",
+    "What would you like to see more of, and what less of?",
+    "What are your opinions?",
+    "Describe yourself by your opinions.",
+    "What would you tell a politician?",
+)
+
+
+def ask(question: Question, rng: np.random.Generator) -> str:
+    """The question as a chat message."""
+    ways = _ASK + (_ASK_TITLE if question.title else ())
+    return ways[rng.integers(len(ways))].format(text=question.text, title=_inside(question.title))
+
+
+def reply(question: Question, option: str, rng: np.random.Generator) -> str:
+    """A first-person sentence that states an answer."""
+    ways = _REPLY_TITLE if question.title else _REPLY
+    sentence = ways[rng.integers(len(ways))].format(option=_inside(option), title=_inside(question.title))
+    return sentence.replace("..", ".")
+
+
+def telling(p: np.ndarray, marginal: np.ndarray, n: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+    """The answers that set a person apart.
+
+    Parameters
+    ----------
+    p, marginal : array, shape (Q, K)
+        Option probabilities of the person and of everybody.
+
+    Returns
+    -------
+    list of (question, option)
+        ``n`` of the most distinctive ones, drawn at random from the top of p * log(p / marginal).
+    """
+    weight = np.where(p > 0, p * np.log(np.maximum(p, 1e-9) / np.maximum(marginal, 1e-9)), 0.0)
+    option = weight.argmax(1)
+    top = np.argsort(-weight.max(1))[: max(2 * n, 3)]
+    chosen = rng.choice(top, min(n, len(top)), replace=False)
+    return [(int(j), int(option[j])) for j in sorted(chosen, key=lambda j: -weight[j].max())]
+
+
+def _inside(text: str) -> str:
+    """A text as part of a sentence: without its full stop, and without a capital that only starts it."""
+    text = text.strip().rstrip(".?!")
+    words = text.split()
+    plain = bool(words) and words[0][1:].islower() and words[0] not in ("I",)
+    return text[0].lower() + text[1:] if plain and words[0][0].isupper() and len(words[0]) > 1 else text

@@ -1,0 +1,207 @@
+"""One training loop for every steerer: AdamW, warm-up, early stopping, checkpoints that resume bit for bit.
+
+The loop knows a `Task` only: something with parameters, a loss for a step and a validation. What a step draws depends
+on (seed, step) alone, so that a resumed run sees what an uninterrupted one would have seen.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+
+class Task(Protocol):
+    """What is trained."""
+
+    network: nn.Module
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups with their peak learning rate ``lr``."""
+
+    def loss(self, step: int) -> tuple[Tensor, int]:
+        """Loss of the step's batch and the number of answers in it."""
+
+    def validate(self) -> dict[str, float]:
+        """Figures on held-out people; ``nll`` decides early stopping."""
+
+    def identity(self) -> dict[str, Any]:
+        """Plain values that a checkpoint must share with the run that resumes it."""
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """How long and how often.
+
+    Parameters
+    ----------
+    steps : int
+        At most; the learning rate rises over ``warmup`` steps and falls linearly to zero.
+    validate_every, patience : int
+        Validate every so many steps; stop after ``patience`` validations without a better NLL.
+    checkpoint_every : int
+    clip : float
+        Largest gradient norm.
+    weight_decay : float
+    seed : int
+    """
+
+    steps: int = 400
+    validate_every: int = 50
+    patience: int = 6
+    checkpoint_every: int = 50
+    warmup: int = 10
+    clip: float = 1.0
+    weight_decay: float = 1e-2
+    seed: int = 0
+
+
+@dataclass
+class _State:
+    step: int = 0
+    best: float = float("inf")
+    bad: int = 0
+    smooth: float | None = None  # running mean of the loss
+    history: list[dict[str, float]] = field(default_factory=list)
+
+
+def train(
+    task: Task, schedule: Schedule, checkpoint: Path | None = None, resume: bool = False, progress: bool = True
+) -> list[dict[str, float]]:
+    """Train ``task.network`` in place and leave the best validated weights in it.
+
+    Parameters
+    ----------
+    checkpoint : Path, optional
+        One safetensors file, replaced atomically every ``checkpoint_every`` steps.
+    resume : bool
+        Go on from ``checkpoint`` if it exists; the result is that of an uninterrupted run.
+    progress : bool
+        A bar on stderr with loss, held-out accuracy, answers a second and time left.
+
+    Returns
+    -------
+    list of dict
+        One a validation: step, loss, and what the task's validation gives.
+
+    Raises
+    ------
+    ValueError
+        The checkpoint belongs to another run (other data, LM or settings).
+    FloatingPointError
+        The loss is not finite.
+    """
+    optimiser = torch.optim.AdamW(task.groups(), weight_decay=schedule.weight_decay)
+    peaks = [group["lr"] for group in optimiser.param_groups]
+    state, best_weights = _State(), _copy(task.network)
+    identity = {**task.identity(), **asdict(schedule)}
+    if resume and checkpoint is not None and checkpoint.exists():
+        state, best_weights = _load(checkpoint, task.network, optimiser, identity)
+    answers, started = 0, time.monotonic()
+    with _bar(progress) as bar, torch.random.fork_rng(devices=[]):
+        line = bar.add_task("training", total=schedule.steps, completed=state.step, note="")
+        while state.step < schedule.steps and state.bad < schedule.patience:
+            rate = min(1.0, (state.step + 1) / max(1, schedule.warmup)) * (1 - state.step / schedule.steps)
+            for group, peak in zip(optimiser.param_groups, peaks, strict=True):
+                group["lr"] = peak * rate
+            torch.manual_seed(schedule.seed * 1_000_003 + state.step)  # dropout, too, depends on the step alone
+            task.network.train()
+            loss, count = task.loss(state.step)
+            if not torch.isfinite(loss):
+                raise FloatingPointError(f"the loss is not finite at step {state.step}; try a lower learning rate")
+            optimiser.zero_grad(set_to_none=True)
+            loss.backward()
+            nn.utils.clip_grad_norm_(task.network.parameters(), schedule.clip)
+            optimiser.step()
+            state.step += 1
+            answers += count
+            state.smooth = loss.item() if state.smooth is None else 0.95 * state.smooth + 0.05 * loss.item()
+            if state.step % schedule.validate_every == 0 or state.step == schedule.steps:
+                task.network.eval()
+                found = task.validate()
+                state.history.append({"step": state.step, "loss": state.smooth, **found})
+                if found["nll"] < state.best:
+                    state.best, state.bad, best_weights = found["nll"], 0, _copy(task.network)
+                else:
+                    state.bad += 1
+            if checkpoint is not None and (state.step % schedule.checkpoint_every == 0 or state.step == schedule.steps):
+                _save(checkpoint, task.network, optimiser, best_weights, state, identity)
+            speed = answers / (time.monotonic() - started)
+            held_out = f"held-out {state.history[-1]['accuracy']:.1%}  " if state.history else ""
+            bar.update(line, completed=state.step, note=f"loss {state.smooth:.3f}  {held_out}{speed:,.0f} answers/s")
+    task.network.load_state_dict(best_weights)
+    task.network.eval()
+    return state.history
+
+
+def _bar(progress: bool) -> Progress:
+    columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}")]
+    return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not progress)
+
+
+def _copy(network: nn.Module) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in network.state_dict().items()}
+
+
+def _save(
+    path: Path,
+    network: nn.Module,
+    optimiser: torch.optim.Optimizer,
+    best: dict[str, Tensor],
+    state: _State,
+    identity: dict[str, Any],
+) -> None:
+    """Everything in one file, written beside the old one and renamed: a crash leaves either."""
+    tensors = {f"network.{n}": v.contiguous() for n, v in network.state_dict().items()}
+    tensors |= {f"best.{n}": v.contiguous() for n, v in best.items()}
+    for index, values in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{index}.{n}": torch.as_tensor(v).contiguous() for n, v in values.items()}
+    meta = {"state": json.dumps(asdict(state)), "identity": json.dumps(identity)}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    save_file({n: v.clone() for n, v in tensors.items()}, partial, metadata=meta)
+    with partial.open("rb") as file:
+        os.fsync(file.fileno())
+    partial.replace(path)
+
+
+def _load(
+    path: Path, network: nn.Module, optimiser: torch.optim.Optimizer, identity: dict[str, Any]
+) -> tuple[_State, dict[str, Tensor]]:
+    with safe_open(path, "pt") as file:
+        meta = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    saved = json.loads(meta["identity"])
+    if saved != json.loads(json.dumps(identity)):
+        different = sorted(k for k in saved.keys() | identity.keys() if saved.get(k) != identity.get(k))
+        raise ValueError(
+            f"{path} belongs to another run ({', '.join(different)} differ); "
+            "repeat the settings of that run, or start anew without resuming"
+        )
+
+    def part(prefix: str) -> dict[str, Tensor]:
+        return {n.removeprefix(prefix): v for n, v in tensors.items() if n.startswith(prefix)}
+
+    network.load_state_dict(part("network."))
+    moments: dict[int, dict[str, Tensor]] = {}
+    for name, value in part("optimiser.").items():
+        index, key = name.split(".", 1)
+        moments.setdefault(int(index), {})[key] = value
+    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+    return _State(**json.loads(meta["state"])), part("best.")
+
+
+def best_figures(history: Sequence[dict[str, float]]) -> dict[str, float]:
+    """The validation whose weights were kept."""
+    return min(history, key=lambda h: h["nll"])
