@@ -67,6 +67,12 @@ class Side:
         full = unpack(self.moment[rows], mean.shape[1]) - mean[:, :, None] * mean[:, None, :]
         return full[:, self.free[:, None], self.free]
 
+    def mean_covariance(self) -> np.ndarray:
+        """Posterior covariance of the free coordinates, mean over the rows, (R - 1, R - 1)."""
+        mean = self.mean[:, self.free].astype(np.float64)
+        second = unpack(self.moment.mean(0, dtype=np.float64), self.mean.shape[1])[self.free[:, None], self.free]
+        return second - mean.T @ mean / len(mean)
+
 
 @dataclass
 class Factorization:

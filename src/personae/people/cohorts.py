@@ -192,6 +192,8 @@ class Cohorts(BaseEstimator):
 
     def __getitem__(self, cohort: int) -> Persona:
         check_is_fitted(self)
+        if not -self.k_ <= cohort < self.k_:
+            raise IndexError(f"there is no cohort {cohort}; there are {self.k_}, numbered from 0")
         return self.personas_[cohort]
 
     def __iter__(self) -> Iterator[Persona]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, overload
 
 import numpy as np
 import pandas as pd
@@ -16,13 +16,8 @@ from personae.data.account import SurveyError
 from personae.data.survey import Survey, look_up
 from personae.people.als import Factorization, Side, by_row, chunks, factorize, unpack
 from personae.people.answers import Answers, Scale, collect
+from personae.people.choice import choose, readout_of
 from personae.people.persona import Persona, Personas
-from personae.people.readout import Readout, fit_readout
-
-_DIMENSIONS = (4, 8, 16)
-_WORTH_DOUBLING = 0.99  # a doubled dimension must bring the error below this share
-_STRENGTHS = (100.0, 300.0, 1000.0)
-_STRENGTH_ANSWERS = 50_000  # the read-outs' strength is chosen on questions with about so many answers
 
 
 class OpinionModel(BaseEstimator):
@@ -32,7 +27,7 @@ class OpinionModel(BaseEstimator):
     ----------
     n_components : int or "auto"
         Dimension d of u and q; a person vector has d + 1 numbers. "auto" doubles it from 4 to at most 16 as long as
-        a held-out tenth of the answers is predicted more than 1 % better (RMSE).
+        a held-out tenth of the answers is predicted more than 0.2 % better (RMSE).
     random_state : int
         Seeds the starting factors and the inner split.
 
@@ -109,50 +104,19 @@ class OpinionModel(BaseEstimator):
         d = self.n_components
         if d != "auto" and not (isinstance(d, (int, np.integer)) and 1 <= d <= most):
             raise ValueError(f'n_components is {d!r}; it is "auto" or an integer from 1 to {most} for this survey')
-        self.validation_: list[dict[str, Any]] = []
-        d, self.strength_ = self._choose(survey, [int(d)] if d != "auto" else [x for x in _DIMENSIONS if x <= most])
+        d, self.strength_, self.validation_ = choose(survey, None if d == "auto" else int(d), self.random_state)
         self.questions_, self.respondent_ids_ = survey.questions, survey.respondent_ids
         self.survey_: Survey | None = survey
         self.traits_, self.fingerprint_ = survey.traits, survey.fingerprint
         scale = self._scale = Scale.of(survey)
         model = factorize(scale.answers(survey), d, seed=self.random_state)
-        self._readout = _fit_readout(model, scale, survey, self.strength_)
-        self.typical_covariance_ = _mean_covariance(model.people)
-        model.people = Side(
-            model.people.mean, np.empty((0, 0), np.float32), model.people.prior, d + 1
-        )  # no covariances
+        self._readout = readout_of(model, scale, survey, self.strength_)
+        self.typical_covariance_ = model.people.mean_covariance()
+        nothing = np.empty((0, 0), np.float32)  # covariances are computed on demand, not kept for everybody
+        model.people = Side(model.people.mean, nothing, model.people.prior, d + 1)
+        self._answers: sp.csr_matrix | None = None
         self._set(model)
         return self
-
-    def _choose(self, survey: Survey, dimensions: list[int]) -> tuple[int, float]:
-        """Dimension and read-out strength by one inner split; everything is fitted on its training part only."""
-        rng = np.random.default_rng(self.random_state)
-        held_out = rng.random(survey.n_answers) < 0.1
-        train, test = survey.keep_answers(~held_out), survey.keep_answers(held_out)
-        if train.n_answers == 0 or test.n_answers == 0:
-            return dimensions[0] if dimensions else 1, 100.0
-        scale = Scale.of(train)
-        answers, z = scale.answers(train), scale.values(test)
-        best: tuple[float, Factorization] | None = None
-        for d in dimensions or [1]:
-            model = factorize(answers, d, max_sweeps=6, seed=self.random_state)
-            error = _rmse(model, test, z)
-            self.validation_.append({"n_components": d, "rmse": error})
-            if best is not None and error > _WORTH_DOUBLING * best[0]:
-                break
-            best = error, model
-        assert best is not None
-        order = rng.permutation(survey.n_questions)
-        count = np.bincount(train.question, minlength=survey.n_questions)[order]
-        some = np.sort(order[: 1 + np.searchsorted(np.cumsum(count), _STRENGTH_ANSWERS)])
-        asked = np.isin(test.question, some)
-        losses = []
-        for strength in _STRENGTHS:
-            readout = _fit_readout(best[1], scale, train, strength, some)
-            p = readout.predict_proba_pairs(best[1].people.mean[:, :-1], test.respondent[asked], test.question[asked])
-            losses.append(_mean_nll(p, test.option[asked]))
-            self.validation_.append({"strength": strength, "nll": losses[-1]})
-        return best[1].people.mean.shape[1] - 2, _STRENGTHS[int(np.argmin(losses))]
 
     def _set(self, model: Factorization) -> None:
         D = model.people.mean.shape[1] - 1
@@ -232,11 +196,15 @@ class OpinionModel(BaseEstimator):
             D = self.vectors_.shape[1]
             saved = self._covariance[rows]
             return unpack(saved, D) if saved.shape[1] > D else saved[:, :, None] * np.eye(D, dtype=np.float32)
-        if not hasattr(self, "_answers"):
+        if self._answers is None:
             self._answers = self._scale.answers(self.survey_)
         return self._model.fold_in(self._answers[rows]).covariance()
 
-    def fold_in(self, answers: Answers) -> Any:
+    @overload
+    def fold_in(self, answers: Mapping[str, str]) -> Persona: ...
+    @overload
+    def fold_in(self, answers: Iterable[Mapping[str, str]] | Survey) -> list[Persona]: ...
+    def fold_in(self, answers: Answers) -> Persona | list[Persona]:
         """Personas of new people, in closed form; the model does not change.
 
         Parameters
@@ -383,28 +351,3 @@ class OpinionModel(BaseEstimator):
         from personae.people.opinion_files import load
 
         return load(Path(folder))
-
-
-def _fit_readout(
-    model: Factorization, scale: Scale, survey: Survey, strength: float, questions: np.ndarray | None = None
-) -> Readout:
-    shape = (survey.n_questions, survey.n_respondents)
-    answers = by_row(survey.question, survey.respondent, scale.values(survey), shape)
-    options = by_row(survey.question, survey.respondent, survey.option + 1, shape)
-    return fit_readout(model, answers, options, survey.n_options, scale.scores(), strength, questions)
-
-
-def _mean_covariance(people: Side) -> np.ndarray:
-    size = people.mean.shape[1]
-    x = people.mean[:, : size - 1].astype(np.float64)
-    second = unpack(people.moment.mean(0, dtype=np.float64), size)[: size - 1, : size - 1]
-    return second - x.T @ x / len(x)
-
-
-def _rmse(model: Factorization, test: Survey, z: np.ndarray) -> float:
-    predicted = (model.people.mean[test.respondent] * model.questions.mean[test.question]).sum(1)
-    return float(np.sqrt(np.mean((predicted - z) ** 2)))
-
-
-def _mean_nll(p: np.ndarray, option: np.ndarray) -> float:
-    return float(-np.log(p[np.arange(len(option)), option] + 1e-12).mean())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import pandas as pd
@@ -156,7 +156,11 @@ class PaperFactorization(BaseEstimator):
         origin = {"kind": "respondent", "respondent": respondent}
         return self._persona(respondent, self.vectors_[row], covariance, origin)
 
-    def fold_in(self, answers: Answers) -> Any:
+    @overload
+    def fold_in(self, answers: Mapping[str, str]) -> Persona: ...
+    @overload
+    def fold_in(self, answers: Iterable[Mapping[str, str]] | Survey) -> list[Persona]: ...
+    def fold_in(self, answers: Answers) -> Persona | list[Persona]:
         """Personas of new people: u by gradient descent from the mean person; see `OpinionModel.fold_in`."""
         check_is_fitted(self)
         names, person, question, option = collect(answers, self.questions_, self._question_ids)

@@ -14,7 +14,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from personae.people.als import Factorization, unpack
 
-_INTERCEPT_STRENGTH = 1.0  # a few answers do not move the smoothed marginal
+_INTERCEPT_STRENGTH = 3.0  # a few answers do not move the smoothed marginal
 _STEPS = 15
 _BLOCK_ANSWERS = 1_000_000  # answers whose leave-one-out vectors are held at a time
 _GROUP_CELLS = 2_000_000  # cells of one padded group of questions of similar size

@@ -53,6 +53,9 @@ def test_centroids_and_spread(camps, cohorts):
     origin = {"kind": "cohort", "of": 3, "questions": None, "cohort": 1, "people": len(rows)}
     assert cohorts[1].origin == origin
     assert cohorts[1].label
+    assert cohorts[-1] == cohorts[2]
+    with pytest.raises(IndexError, match="there is no cohort 3"):
+        cohorts[3]
 
 
 def test_distance_is_that_of_predicted_answers(camps, cohorts):

@@ -177,6 +177,13 @@ def test_same_seed_same_bits(survey):
     assert np.array_equal(a.predict_proba(a.vectors_), b.predict_proba(b.vectors_))
 
 
+def test_a_second_fit_forgets_the_first(survey, make):
+    people = OpinionModel(n_components=3).fit(make(seed=5))
+    people["r0"]
+    people.fit(survey)
+    assert np.allclose(people.fold_in(survey.answers_of("r7")).covariance, people["r7"].covariance, atol=1e-6)
+
+
 def test_order_of_people_and_questions_does_not_matter(survey):
     rng = np.random.default_rng(0)
     rows, columns = rng.permutation(300), rng.permutation(40)
