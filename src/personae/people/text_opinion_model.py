@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -43,6 +44,7 @@ class PersonContext(nn.Module):
 
     def __init__(self, n_person: int, n_context: int, width: int = 128, dropout: float = 0.3, views: int = 1) -> None:
         super().__init__()
+        self.width = width
         self.dropout = nn.Dropout(dropout)
         self.interaction = nn.Linear(n_context, width)
         self.common = nn.Linear(n_context, width)
@@ -59,15 +61,19 @@ class PersonContext(nn.Module):
         self.register_buffer("h_mean", torch.zeros(views, n_context))
         self.register_buffer("h_std", torch.ones(views, n_context))
 
-    def standardise(self, vectors: np.ndarray, embeddings: np.ndarray) -> None:
-        """Take means and scales from training people (N, D) and embeddings (views, C, F)."""
-        v, e = torch.as_tensor(vectors).float(), torch.as_tensor(embeddings).float()
-        self.z_mean.copy_(v.mean(0))
-        self.z_std.copy_(v.std(0).clamp(min=1e-6))
-        self.h_mean.copy_(e.mean(1))
-        # Two standard deviations of nothing are nothing: a survey of one question has no spread to go by.
-        spread = e.std(1) if e.shape[1] > 1 else torch.ones_like(e[:, 0])
-        self.h_std.copy_(spread.clamp(min=1e-2 * float(spread.mean()) + 1e-8))
+    def standardise(self, vectors: np.ndarray, views: Sequence[np.ndarray]) -> None:
+        """Take means and scales from training people (N, D) and each view's embeddings (C, F)."""
+        people = torch.as_tensor(vectors).float()
+        self.z_mean.copy_(people.mean(0))
+        self.z_std.copy_(people.std(0).clamp(min=1e-6))
+        self.h_mean, self.h_std = _statistics(views)
+
+    def seen_as(self, views: Sequence[np.ndarray]) -> PersonContext:
+        """A copy without dropout for other views of contexts, each a sample of embeddings (C, F)."""
+        other = copy.deepcopy(self)
+        other.dropout.p = 0.0
+        other.h_mean, other.h_std = _statistics(views)
+        return other
 
     def forward(self, vectors: Tensor, embeddings: Tensor, view: int = 0) -> Tensor:
         """Features (C, N, 2 * width) of people (N, D), or (C, N, D) where each context has its own, and (C, F)."""
@@ -97,6 +103,17 @@ class PersonContext(nn.Module):
             hidden[c, :n] = False
         logits = torch.einsum("cna,cka->cnk", at_anchor, weights)
         return logits.masked_fill(hidden[:, None], float("-inf"))
+
+
+def _statistics(views: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
+    """Mean and scale (views, F) of each view's embeddings; of one question alone the scale is 1."""
+    means, scales = [], []
+    for view in views:
+        h = torch.as_tensor(np.asarray(view)).float()
+        spread = h.std(0) if len(h) > 1 else torch.ones(h.shape[1])
+        means.append(h.mean(0))
+        scales.append(spread.clamp(min=1e-2 * float(spread.mean()) + 1e-8))  # coordinates that never move stay quiet
+    return torch.stack(means), torch.stack(scales)
 
 
 class TextOpinionModel(BaseEstimator):
@@ -149,7 +166,7 @@ class TextOpinionModel(BaseEstimator):
         with fork:
             torch.manual_seed(self.random_state)
             network = PersonContext(people.vectors_.shape[1], views.shape[2], self.width, self.dropout, len(views))
-            network.standardise(people.vectors_, views)
+            network.standardise(people.vectors_, list(views))
             vectors, texts = torch.as_tensor(people.vectors_).float(), torch.as_tensor(views)
             ids = survey.question_ids.to_numpy()
             optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-2)

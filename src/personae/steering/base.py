@@ -40,7 +40,7 @@ class Steerer(BaseEstimator, ABC):
     def predict_proba(
         self, personas: Sequence[Persona], questions: Sequence[Question], read: str = "letters"
     ) -> np.ndarray:
-        """Option probabilities (P, Q, K), K the most options of any of these questions, zero beyond a question's own."""
+        """Option probabilities (P, Q, K), K the most options of these questions, zero beyond a question's own."""
 
     @abstractmethod
     def stream(
@@ -84,9 +84,7 @@ class Steerer(BaseEstimator, ABC):
         p = self.predict_proba(people, [Question("asked", text, tuple(options))], read)
         return pd.DataFrame(p[:, 0], index=[q.name for q in people], columns=list(options))
 
-    def chat(
-        self, messages: str | Sequence[Message], persona: Persona, seed: int = 0, **how: Any
-    ) -> str:
+    def chat(self, messages: str | Sequence[Message], persona: Persona, seed: int = 0, **how: Any) -> str:
         """A persona's reply to a message or to a whole chat.
 
         Parameters

@@ -55,7 +55,9 @@ class AnswersAndTalk:
         self.held_out, self.trained = np.sort(order[:held_out]), np.sort(order[held_out:])
         if len(self.trained) == 0:
             raise ValueError("a persona prompt needs at least two people who answered")
-        self.asked = [np.intersect1d(np.flatnonzero(self.given[:, j] >= 0), self.trained) for j in range(len(questions))]
+        self.asked = [
+            np.intersect1d(np.flatnonzero(self.given[:, j] >= 0), self.trained) for j in range(len(questions))
+        ]
         self.usable = np.flatnonzero([len(a) > 0 for a in self.asked])
         counts = survey.option_counts().astype(float)
         self.marginal = counts / np.maximum(counts.sum(1, keepdims=True), 1)
@@ -86,8 +88,8 @@ class AnswersAndTalk:
         loss, answers = self._letters(rng)
         if self.recipe == "paper":
             return loss, answers
-        more = (self._texts, self._sentences, self._opinions)[step % 3]
-        return loss + 0.3 * more(rng), answers
+        more = (self._sentences, self._opinions, self._sentences, self._texts)[step % 4]
+        return loss + more(rng), answers
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -119,7 +121,7 @@ class AnswersAndTalk:
         return _cross_entropy(option_logits(self.lm, prepared, virtual, options, by="text"), self._target(asked, who))
 
     def _sentences(self, rng: np.random.Generator) -> Tensor:
-        at, asked, who = self._some_spoken(rng, 2, 6)
+        at, asked, who = self._some_spoken(rng, 1, 6)
         prepared = self.talks.select(at.tolist())
         questions = [self.survey.questions[j] for j in asked]
         replies = [[reply_ids(self.lm, talk.reply(q, option, rng)) for option in q.options] for q in questions]
@@ -136,7 +138,9 @@ class AnswersAndTalk:
         p = self.people.predict_proba(self.people.vectors_[who[:, 0]], self.survey.question_ids)
         for person in p[..., : self.marginal.shape[1]]:
             said = talk.telling(person, self.marginal, int(rng.integers(1, 4)), rng)
-            sentences = [talk.reply(self.survey.questions[j], self.survey.questions[j].options[k], rng) for j, k in said]
+            sentences = [
+                talk.reply(self.survey.questions[j], self.survey.questions[j].options[k], rng) for j, k in said
+            ]
             replies.append([reply_ids(self.lm, " ".join(sentences))])
         found = read(self.lm, prepared, self._virtual(prepared, who, "talk", None), replies)
         return -torch.cat(text_log_probs(self.lm, found, replies)).mean()

@@ -11,7 +11,8 @@ from personae.lm.reading import KeyValues
 from personae.people.text_opinion_model import PersonContext
 
 FORMATS = ("letters", "text", "talk")  # the ways in which the LM is read; each is a view of the context
-_START = " A person"
+# Text of the LM's vocabulary from which each format's virtual tokens start.
+_STARTS = {"letters": " A person", "text": " A person", "talk": "As a person"}
 
 
 class Slot(nn.Module):
@@ -24,20 +25,22 @@ class Slot(nn.Module):
     def __init__(self, lm: FrozenLM, n_tokens: int, prefix: bool) -> None:
         super().__init__()
         self.n_tokens, self.prefix, self.shapes = n_tokens, prefix, lm.key_shapes
-        tokens = (lm.tokens(_START) * n_tokens)[:n_tokens]
+        starts = []
+        for format in FORMATS:
+            tokens = (lm.tokens(_STARTS[format]) * n_tokens)[:n_tokens]
+            if prefix:
+                context = lm.encode([tokens])
+                pairs = zip(context.keys, context.values, strict=True)
+                layers = [torch.cat([k[0].flatten(), v[0].flatten()]).float().cpu() for k, v in pairs]
+                starts.append(torch.cat(layers))
+                scale = torch.cat([layer.std().expand(len(layer)) for layer in layers])
+            else:
+                starts.append(lm.embed(tokens).float().flatten().cpu())
+                scale = torch.full_like(starts[0], 3 * lm.embedding_scale)
+        self.start = nn.Parameter(torch.stack(starts))
         self.scale: Tensor
-        if prefix:
-            context = lm.encode([tokens])
-            layers = [torch.cat([k[0].flatten(), v[0].flatten()]).float() for k, v in zip(context.keys, context.values, strict=True)]
-            start = torch.cat(layers)
-            scale = torch.cat([layer.std().expand(len(layer)) for layer in layers])
-        else:
-            start = lm.embed(tokens).float().flatten()
-            scale = torch.full_like(start, 3 * lm.embedding_scale)
-        # One start a format: letters, words and talk want different openings.
-        self.start = nn.Parameter(start.cpu().repeat(len(FORMATS), 1))
-        self.register_buffer("scale", scale.cpu())
-        self.size = start.numel()
+        self.register_buffer("scale", scale)
+        self.size = scale.numel()
 
     def forward(self, numbers: Tensor, format: int) -> Tensor | KeyValues:
         """(C, N, size) to (C, N, T, H), or to key/values (C*N, Hkv, T, D) a layer."""
@@ -73,7 +76,7 @@ class ContextualNetwork(nn.Module):
         super().__init__()
         self.trunk = trunk
         self.slot = Slot(lm, n_tokens, prefix)
-        self.out = nn.Linear(2 * trunk.person[-1].out_features, self.slot.size, bias=False)  # type: ignore[operator]
+        self.out = nn.Linear(2 * trunk.width, self.slot.size, bias=False)
         nn.init.normal_(self.out.weight, 0.0, 0.02)
         named = lm.embed([lm.tokens(" " + letter)[0] for letter in LETTERS]).float().cpu() / self.slot.scale[0]
         letters = named.repeat(1, n_tokens) if not prefix else torch.zeros(len(LETTERS), self.slot.size)
@@ -99,9 +102,10 @@ class PaperNetwork(nn.Module):
     def __init__(self, lm: FrozenLM, vectors: Tensor, n_tokens: int, prefix: bool, hidden: int = 32) -> None:
         super().__init__()
         self.slot = Slot(lm, n_tokens, prefix)
-        self.mlp = nn.Sequential(nn.Linear(vectors.shape[1], hidden), nn.Tanh(), nn.Linear(hidden, self.slot.size))
-        nn.init.normal_(self.mlp[-1].weight, 0.0, 0.02)  # type: ignore[arg-type]
-        nn.init.zeros_(self.mlp[-1].bias)  # type: ignore[arg-type]
+        last = nn.Linear(hidden, self.slot.size)
+        nn.init.normal_(last.weight, 0.0, 0.02)
+        nn.init.zeros_(last.bias)
+        self.mlp = nn.Sequential(nn.Linear(vectors.shape[1], hidden), nn.Tanh(), last)
         self.mean: Tensor
         self.std: Tensor
         self.register_buffer("mean", vectors.mean(0))

@@ -132,17 +132,8 @@ class PersonaPrompt(Steerer):
             vectors = torch.as_tensor(people.vectors_).float()
             return PaperNetwork(self.lm_, vectors, self.n_tokens_, prefix)
         assert self.text_model_ is not None
-        warm = self.text_model_.network_
-        n_person, n_context = warm.person[0].in_features, warm.interaction.in_features  # type: ignore[union-attr]
-        trunk = PersonContext(n_person, n_context, dropout=0.0, views=3)  # type: ignore[arg-type]
-        trunk.standardise(people.vectors_, task.letters.representation.cpu().numpy()[None])
-        learned = {n: v for n, v in warm.state_dict().items() if not n.startswith("h_")}
-        trunk.load_state_dict(learned, strict=False)
-        for view, prepared in enumerate((task.letters, task.texts, task.talks)):
-            h = prepared.representation.float().cpu()
-            trunk.h_mean[view] = h.mean(0)
-            spread = h.std(0) if len(h) > 1 else torch.ones(h.shape[1])
-            trunk.h_std[view] = spread.clamp(min=1e-2 * float(spread.mean()) + 1e-8)
+        views = [prepared.representation.cpu().numpy() for prepared in (task.letters, task.texts, task.talks)]
+        trunk = self.text_model_.network_.seen_as(views)
         return ContextualNetwork(self.lm_, trunk, self.n_tokens_, prefix)
 
     # answering -------------------------------------------------------------------------------------------------
@@ -158,13 +149,17 @@ class PersonaPrompt(Steerer):
         return self.predict_proba_vectors(vectors, questions, read)
 
     @torch.no_grad()
-    def predict_proba_vectors(self, vectors: torch.Tensor, questions: Sequence[Question], read: str = "letters") -> np.ndarray:
+    def predict_proba_vectors(
+        self, vectors: torch.Tensor, questions: Sequence[Question], read: str = "letters"
+    ) -> np.ndarray:
         """`predict_proba` of person vectors (P, D)."""
         put = letters_prompt if read == "letters" else text_prompt
         width = max(len(q.options) for q in questions)
         out = np.zeros((len(vectors), len(questions), width), dtype=np.float32)
         # Longest last, so that a pass holds questions of similar length.
-        order = sorted(range(len(questions)), key=lambda j: len(questions[j].text) + sum(map(len, questions[j].options)))
+        order = sorted(
+            range(len(questions)), key=lambda j: len(questions[j].text) + sum(map(len, questions[j].options))
+        )
         for start in range(0, len(order), _QUESTIONS):
             columns = order[start : start + _QUESTIONS]
             asked = [questions[j] for j in columns]
@@ -211,7 +206,9 @@ class PersonaPrompt(Steerer):
         """``network.safetensors`` and ``steerer.json``."""
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        save_file({n: v.contiguous().cpu() for n, v in self.network_.state_dict().items()}, folder / "network.safetensors")
+        save_file(
+            {n: v.contiguous().cpu() for n, v in self.network_.state_dict().items()}, folder / "network.safetensors"
+        )
         about = {
             "method": self.method,
             "parameters": {**self.get_params(deep=False), "lm": self.lm_.name},

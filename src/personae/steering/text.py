@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ import torch
 from personae.data.survey import Question, Survey
 from personae.lm.frozen import FrozenLM
 from personae.lm.generation import stream
-from personae.lm.prompts import Message, chat_prompt, letters_prompt, text_prompt
+from personae.lm.prompts import Message, chat_prompt, letter_ids, letters_prompt, text_prompt
 from personae.lm.reading import option_logits, prepare
 from personae.people.persona import Persona
 from personae.steering.base import Steerer
@@ -29,9 +30,7 @@ class TextPrompt(Steerer):
 
     method = "text"
 
-    def __init__(
-        self, lm: str | FrozenLM = "smollm2-135m", describe: Callable[[Persona], str] | None = None
-    ) -> None:
+    def __init__(self, lm: str | FrozenLM = "smollm2-135m", describe: Callable[[Persona], str] | None = None) -> None:
         self.lm = lm
         self.describe = describe
 
@@ -40,24 +39,39 @@ class TextPrompt(Steerer):
         self.lm_ = self.lm if isinstance(self.lm, FrozenLM) else FrozenLM.load(self.lm)
         return self
 
+    @torch.no_grad()
     def predict_proba(
         self, personas: Sequence[Persona], questions: Sequence[Question], read: str = "letters"
     ) -> np.ndarray:
         """See `Steerer`; people of the same description are computed once."""
         about = [self.describe(p) if self.describe else "" for p in personas]
         width = max(len(q.options) for q in questions)
-        put = letters_prompt if read == "letters" else text_prompt
         out = np.zeros((len(personas), len(questions), width), dtype=np.float32)
+        predict = self.predict_letters if read == "letters" else self._predict_texts
+        for text in sorted(set(about)):
+            rows = [i for i, a in enumerate(about) if a == text]
+            for j, p in enumerate(predict([text] * len(questions), questions)):
+                out[rows, j, : len(p)] = p
+        return out
+
+    @torch.no_grad()
+    def predict_letters(self, about: Sequence[str], questions: Sequence[Question]) -> list[np.ndarray]:
+        """Probabilities of each question's options, to somebody described by the text beside it."""
+        lm = self.lm_
+        prompts = [letters_prompt(lm, q.text, q.options, "before", a) for q, a in zip(questions, about, strict=True)]
+        last = prepare(lm, prompts, batch=16).representation[:, : lm.hidden_size].to(lm.dtype)
+        letters = torch.tensor(letter_ids(lm, max(len(q.options) for q in questions)), device=lm.device)
+        logits = lm.logits(last, letters).cpu()
+        return [torch.softmax(x[: len(q.options)], -1).numpy() for x, q in zip(logits, questions, strict=True)]
+
+    def _predict_texts(self, about: Sequence[str], questions: Sequence[Question]) -> list[np.ndarray]:
         nothing = torch.zeros(1, 1, 0, self.lm_.hidden_size, dtype=self.lm_.dtype, device=self.lm_.device)
-        for j, question in enumerate(questions):
-            for text in sorted(set(about)):
-                prompt = put(self.lm_, question.text, question.options, "before", text)
-                with torch.no_grad():
-                    logits = option_logits(
-                        self.lm_, prepare(self.lm_, [prompt]), nothing, [question.options], by=read
-                    )
-                p = torch.softmax(logits, -1)[0, 0].cpu().numpy()
-                out[[i for i, a in enumerate(about) if a == text], j, : len(p)] = p
+        out = []
+        for question, text in zip(questions, about, strict=True):
+            prompt = text_prompt(self.lm_, question.text, question.options, "before", text)
+            prepared = prepare(self.lm_, [prompt])
+            logits = option_logits(self.lm_, prepared, nothing, [question.options], by="text")
+            out.append(torch.softmax(logits, -1)[0, 0].cpu().numpy())
         return out
 
     def stream(
@@ -82,13 +96,15 @@ class TextPrompt(Steerer):
         raise NotImplementedError("a text prompt has nothing to save")
 
 
-def traits_as_text(traits: Mapping[str, str]) -> str:
-    """``"I am a person with age: 30-44; sex: female; ..."``: missing traits are left out."""
+def traits_as_text(traits: Mapping[Any, Any]) -> str:
+    """``"Answer as this person. age: 30-44; sex: female."``; missing traits are left out."""
     said = [f"{name}: {value}" for name, value in traits.items() if isinstance(value, str) and value]
     return f"Answer as this person. {'; '.join(said)}." if said else ""
 
 
 def describe_by_traits(survey: Survey) -> Callable[[Persona], str]:
     """Text of a respondent's traits, for `TextPrompt`."""
-    rows = {str(i): traits_as_text(r) for i, r in zip(survey.traits.index, survey.traits.to_dict("records"), strict=True)}
+    rows = {
+        str(i): traits_as_text(r) for i, r in zip(survey.traits.index, survey.traits.to_dict("records"), strict=True)
+    }
     return lambda persona: rows.get(persona.name, "")

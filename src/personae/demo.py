@@ -1,0 +1,157 @@
+"""The main job in one run: read, fit, group, steer, compare on held-out answers, talk."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from personae.bundle import Bundle, check_replaceable
+from personae.data.read import read_survey
+from personae.evaluation.holdout import hold_out
+from personae.evaluation.table import Fitted, compare
+from personae.people.cohorts import Cohorts
+from personae.people.opinion_model import OpinionModel
+from personae.steering.persona_prompt import PersonaPrompt
+
+FREE_QUESTION = "What should the government spend more on, and what less?"
+
+
+def run(
+    source: str = "sample",
+    out: Path | None = None,
+    steps: int | None = None,
+    new_questions: float = 0.0,
+    rows: int = 2000,
+    seed: int = 0,
+    question: str = FREE_QUESTION,
+    quiet: bool = False,
+) -> dict[str, Any]:
+    """Fit and steer on a survey, and print what it is worth on answers that were held out.
+
+    Parameters
+    ----------
+    source : str
+        ``"sample"`` or anything that `read_survey` takes.
+    out : Path, optional
+        Where the bundle goes; ``demo-bundle`` by default.
+    steps : int, optional
+        Training steps; 150 by default.
+    new_questions : float in [0, 1)
+        Share of the questions kept out of training whole, and compared in a second table.
+    rows : int
+        Held-out answers a row of the tables.
+    question : str
+        Asked in free words to the two most opposed cohorts.
+    quiet : bool
+        Print nothing but progress (for ``--json``).
+
+    Returns
+    -------
+    dict
+        Everything that was printed, as plain values.
+    """
+    say = Console(quiet=quiet, highlight=False)
+    out = out or Path("demo-bundle")
+    check_replaceable(out)
+    started = time.monotonic()
+
+    def title(text: str) -> None:
+        say.print(f"\n[bold]{text}[/bold]  [dim]{time.monotonic() - started:.0f} s[/dim]")
+
+    title(f"1  Read {source}")
+    survey = read_survey(source)
+    say.print(repr(survey), str(survey.account), sep="\n", markup=False)
+    held = hold_out(survey, answers=0.2, questions=new_questions, seed=seed)
+    kept = f" and {new_questions:.0%} of the questions" if new_questions else ""
+    say.print(f"20% of the answers{kept} are held out; nothing below has seen them.")
+
+    title("2  Learn who the people are")
+    people = OpinionModel(random_state=seed).fit(held.train)
+    cohorts = Cohorts(random_state=seed).fit(people, held.train)
+    say.print(f"{len(people):,} people as vectors of {people.vectors_.shape[1]} numbers, in {len(cohorts)} cohorts:")
+    say.print(_cohort_table(cohorts))
+
+    title("3  Teach a frozen language model to answer as any of them")
+    steerer = PersonaPrompt(steps=steps or 150, random_state=seed).fit(held.train, people)
+
+    title("4  Held-out answers, predicted in every way")
+    fitted = Fitted(held.train, people, cohorts, steerer)
+    tables = {"held-out answers of seen people": compare(fitted, held.seen, rows, seed=seed)}
+    if len(held.new):
+        tables["questions never trained on"] = compare(fitted, held.new, rows, seed=seed)
+    for name, table in tables.items():
+        say.print(_result_table(name, table))
+
+    title("5  The same question to the two most opposed cohorts")
+    say.print(f"[italic]{question}[/italic]")
+    replies = {}
+    for cohort in _opposed(cohorts):
+        replies[cohort.name] = steerer.chat(question, cohort, max_new_tokens=60)
+        say.print(f"[bold]{cohort.name}[/bold] [dim]({cohort.label})[/dim]\n  {replies[cohort.name]}")
+
+    Bundle.write(out, people, cohorts, steerer, account=survey.account)
+    title(f"6  Everything is in {out}")
+    asked = held.train.questions[0]
+    say.print(
+        f"Try next:\n  personae cohorts {out}\n  personae ask {out} {asked.id} --as cohort-0 --as cohort-1\n"
+        f'  personae ask {out} {asked.id} --answers "{asked.id}={asked.options[0]}"\n'
+        f"  personae chat {out} --as cohort-0\n  personae fit YOUR-FILE.csv",
+        markup=False,
+    )
+    return {
+        "survey": {"source": source, "fingerprint": survey.fingerprint, "repr": repr(survey)},
+        "bundle": str(out),
+        "seed": seed,
+        "cohorts": cohorts.summary_.to_dict("records"),
+        "training": steerer.history_,
+        "tables": {name: table.to_dict("records") for name, table in tables.items()},
+        "question": question,
+        "replies": replies,
+        "seconds": time.monotonic() - started,
+    }
+
+
+def _cohort_table(cohorts: Cohorts) -> Table:
+    table = Table(box=None, pad_edge=False)
+    for name, justify in (
+        ("cohort", "left"),
+        ("people", "right"),
+        ("share", "right"),
+        ("most telling answers", "left"),
+    ):
+        table.add_column(name, justify=justify)  # type: ignore[arg-type]
+    for row in cohorts.summary_.to_dict("records"):
+        table.add_row(f"cohort-{row['cohort']}", f"{row['people']:,}", f"{row['share']:.0%}", row["label"])
+    return table
+
+
+def _result_table(name: str, result: pd.DataFrame) -> Table:
+    table = Table(title=name, title_justify="left", box=None, pad_edge=False)
+    table.add_column("")
+    for column in ("accuracy", "95 % interval", "NLL", "n"):
+        table.add_column(column, justify="right")
+    best = {"accuracy": result["accuracy"].max(), "nll": result["nll"].min()}
+    for row in result.to_dict("records"):
+        accuracy, nll = f"{row['accuracy']:.1%}", f"{row['nll']:.3f}"
+        table.add_row(
+            row["row"],
+            f"[bold]{accuracy}[/bold]" if row["accuracy"] == best["accuracy"] else accuracy,
+            f"{row['low']:.1%} to {row['high']:.1%}",
+            f"[bold]{nll}[/bold]" if row["nll"] == best["nll"] else nll,
+            f"{row['n']:,}",
+        )
+    return table
+
+
+def _opposed(cohorts: Cohorts) -> list[Any]:
+    """The two cohorts whose centroids are farthest apart."""
+    vectors = np.stack([c.vector for c in cohorts])
+    distance = np.linalg.norm(vectors[:, None] - vectors, axis=-1)
+    first, second = np.unravel_index(distance.argmax(), distance.shape)
+    return [cohorts[int(first)], cohorts[int(second)]]
