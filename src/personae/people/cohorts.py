@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ import pandas as pd
 from safetensors.numpy import load_file, save_file
 from sklearn.base import BaseEstimator
 from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.metrics import adjusted_rand_score
 from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -103,7 +105,7 @@ class Cohorts(BaseEstimator):
         SurveyError
             No survey is at hand, it has other respondents, or a question or topic is unknown.
         ValueError
-            ``k`` is neither "auto" nor an integer from 1 to the number of respondents.
+            ``k`` is neither "auto" nor an integer from 1 to the number of respondents, or people differ too little.
         """
         check_is_fitted(people)
         survey = people.survey_ if survey is None else survey
@@ -119,6 +121,9 @@ class Cohorts(BaseEstimator):
         self.curves_ = self._curves(points) if self.k == "auto" else None
         self.k_ = int(self.k) if self.curves_ is None else int(self.curves_.k[self.curves_.score.argmax()])
         self.labels_, self._centres = _k_means(points, self.k_, self.random_state)
+        found = len(np.unique(self.labels_))
+        if found < self.k_:
+            raise ValueError(f"these people differ too little for {self.k_} cohorts; {found} can be told apart")
         self.distances_ = np.linalg.norm(points - self._centres[self.labels_], axis=1)
         self.respondent_ids_ = people.respondent_ids_
         self.profiles_ = Profiles.of(survey, self.labels_, self.k_, self.minimum, self.random_state)
@@ -265,7 +270,9 @@ def _projection(factors: np.ndarray) -> np.ndarray:
 
 def _k_means(points: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Labels (N,) and centroids (k, D'), the largest cohort first."""
-    with threadpool_limits(1):  # sums of several threads come in any order: not the same bits every time
+    # one thread, as sums of several come in any order: not the same bits every time
+    with threadpool_limits(1), warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # people who answer all alike make empty cohorts
         found = KMeans(k, n_init=_STARTS, random_state=seed).fit(points).labels_
     size = np.bincount(found, minlength=k)
     first = np.array([np.argmax(found == c) if size[c] else len(found) for c in range(k)])

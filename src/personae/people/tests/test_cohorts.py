@@ -115,6 +115,17 @@ def test_what_fit_refuses(camps):
         Cohorts().fit(people, people.survey_.select(people.respondent_ids_[:10]))
 
 
+def test_people_who_all_say_the_same():
+    person, question = np.indices((20, 3)).reshape(2, -1)
+    questions = [Question(f"q{j}", "?", ("a", "b")) for j in range(3)]
+    survey = Survey(questions, [f"r{i}" for i in range(20)], person, question, np.zeros(60, int))
+    people = OpinionModel().fit(survey)
+    assert people.predict_proba(people["r0"])[0, :, 0].min() > 0.8
+    assert len(Cohorts().fit(people)) == 1
+    with pytest.raises(ValueError, match="1 can be told apart"):
+        Cohorts(k=2).fit(people)
+
+
 def test_a_loaded_model_needs_the_survey(camps, cohorts, tmp_path):
     people, _ = camps
     people.save(tmp_path)
