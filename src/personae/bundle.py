@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib.util
 import json
 import os
 import re
@@ -44,7 +45,7 @@ class Bundle:
         Where it is.
     manifest : dict
         What `manifest.json` says: ``schema``, ``created``, ``personae`` (version), ``seeds``, ``data`` (fingerprint,
-        source, the reader's account), ``steerer`` (name, placement, LM fingerprint; or None) and ``files`` (bytes and
+        source, the reader's account), ``steerer`` (method, placement, LM fingerprint; or None) and ``files`` (bytes and
         sha256 of each).
 
     Notes
@@ -100,18 +101,17 @@ class Bundle:
 
     @cached_property
     def steerer(self) -> Any:
-        """The steerer with its LM; another LM than the one it was trained on raises `BundleError`."""
+        """The steerer with its LM; another LM than the one it was trained with raises ``ValueError``."""
         folder = self._part("steerer")
-        from personae.steering import load_steerer
+        method = self.manifest["steerer"]["method"]
+        module = f"personae.steering.{method}"
+        if not str(method).isidentifier() or importlib.util.find_spec(module) is None:
+            raise BundleError(f"this personae does not know the method {method} of {self.folder}; upgrade personae")
+        importlib.import_module(module)  # a method registers itself
 
-        steerer = load_steerer(self.manifest["steerer"]["name"], folder)
-        trained_on = self.manifest["steerer"]["lm"]
-        if (found := _other_lm(trained_on, steerer.lm_fingerprint_)) is not None:
-            raise BundleError(
-                f"the steerer of {self.folder} was trained on another {trained_on['name']} than the one found here "
-                f"({found} differs); get that LM back or train again: personae steer {self.folder.name}"
-            )
-        return steerer
+        from personae.steering.base import REGISTRY
+
+        return REGISTRY[method].load(folder)
 
     def __contains__(self, part: str) -> bool:
         return any(name.startswith(part + "/") for name in self.manifest["files"])
@@ -232,8 +232,8 @@ class Bundle:
         check_replaceable(folder)
         folder.parent.mkdir(parents=True, exist_ok=True)
         if steerer is not None:
-            lm = {"name": steerer.name, "placement": steerer.placement_, "lm": dict(steerer.lm_fingerprint_)}
-            facts = {**facts, "steerer": lm, "seeds": {**facts["seeds"], "steerer": steerer.seed}}
+            about = {"method": steerer.method, "placement": steerer.placement_, "lm": dict(steerer.lm_fingerprint_)}
+            facts = {**facts, "steerer": about, "seeds": {**facts["seeds"], "steerer": steerer.random_state}}
         with _new_folder(folder) as new:
             for part, save in parts.items():
                 (new / part).mkdir()
@@ -317,11 +317,6 @@ def _files_in(folder: Path) -> list[str]:
 def _facts_of(path: Path) -> dict[str, Any]:
     with path.open("rb") as file:
         return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
-
-
-def _other_lm(trained_on: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
-    """The first fact in which two LMs differ; a name may change when a folder moves."""
-    return next((key for key in trained_on if key != "name" and trained_on[key] != found.get(key)), None)
 
 
 def _without_places(account: Account | None) -> dict[str, Any] | None:
