@@ -12,7 +12,9 @@ from personae.cli.common import BundlePath, command, print_json
 @command("demo")
 @click.argument("survey", default="sample")
 @click.option("--out", metavar="BUNDLE", type=BundlePath, help="Where to write the bundle; demo-bundle by default.")
-@click.option("--steps", type=click.IntRange(1), default=150, show_default=True, help="Training steps at most.")
+@click.option(
+    "--steps", metavar="N", type=click.IntRange(1), default=150, show_default=True, help="Training steps at most."
+)
 @click.option(
     "--new-questions",
     metavar="FRACTION",
@@ -20,9 +22,18 @@ from personae.cli.common import BundlePath, command, print_json
     default=0.0,
     help="Share of the questions kept out of training whole, compared in a second table.",
 )
-@click.option("--rows", type=click.IntRange(50), default=2000, show_default=True, help="Held-out answers a row.")
-@click.option("--question", help="The free question that the two most opposed cohorts are asked.")
-@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True)
+@click.option(
+    "--rows", metavar="N", type=click.IntRange(50), default=2000, show_default=True, help="Held-out answers a row."
+)
+@click.option("--question", metavar="TEXT", help="The free question that the two most opposed cohorts are asked.")
+@click.option(
+    "--seed",
+    metavar="N",
+    type=click.IntRange(0, 2**32 - 1),
+    default=0,
+    show_default=True,
+    help="Same seed, same result.",
+)
 def demo(
     survey: str,
     out: Path | None,

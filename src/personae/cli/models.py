@@ -1,0 +1,32 @@
+"""`personae models`: the language models there are."""
+
+from __future__ import annotations
+
+import click
+
+from personae.cli.common import command, print_json, print_table, table
+
+
+@command("models")
+def models(as_json: bool) -> None:
+    """List the language models that have a short name.
+
+    Any other causal language model works as well: --lm takes the folder of a Hugging Face model or a hub id.
+    """
+    from personae.lm.names import EMBEDDED, cache_folder
+
+    found = []
+    for name, model in EMBEDDED.items():
+        folder = cache_folder() / "models" / name
+        here = (folder / "config.json").is_file()
+        found.append(
+            {"name": name, "model": model.hub_id, "licence": model.licence, "folder": str(folder) if here else None}
+        )
+    if as_json:
+        print_json(found)
+        return
+    lines = table("name", "model", "licence", "where")
+    for row in found:
+        lines.add_row(row["name"], row["model"], row["licence"], row["folder"] or "fetched when first used")
+    print_table(lines, indent=0)
+    click.echo("\nAny folder of a Hugging Face model, or a hub id such as org/model, can stand for a name.")
