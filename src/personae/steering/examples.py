@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 _SAID = 0.3  # weight of what was said in the target; the rest are the opinion model's probabilities
 _SPOKEN = 64  # questions that are also answered by text and in sentences
+_SENTENCES, _OPEN = 12, 4  # replies of a step: to a question of the survey, to an open one
 _STEP_TOKENS = 2048  # tokens of continuations in a step, where the prompt is not shared
 _VALIDATION = 0.05  # share of the people who are held out to stop early
 
@@ -26,8 +27,8 @@ _VALIDATION = 0.05  # share of the people who are held out to stop early
 class AnswersAndTalk:
     """The training task of `PersonaPrompt` (a `personae.training.loop.Task`).
 
-    Every step reads letters for some questions x people; in turn it adds option texts, sentences that state an
-    answer, and replies to open questions that state the answers which set a person apart.
+    Every step reads letters for some questions x people and adds sentences that state an answer, or to an open
+    question the answers which set a person apart; every fourth step adds option texts.
     """
 
     network: nn.Module
@@ -43,7 +44,9 @@ class AnswersAndTalk:
         self.spoken = np.sort(rng.choice(len(questions), min(_SPOKEN, len(questions)), replace=False))
         some = [questions[j] for j in self.spoken]
         self.texts = prepare(lm, [text_prompt(lm, q.text, q.options, placement) for q in some])
-        said = [talk.ask(q, rng) for q in some]
+        # Few questions are put in several ways, so that a chat's wording matters less than its subject.
+        self.talked = np.tile(self.spoken, max(1, _SPOKEN // len(self.spoken)))
+        said = [talk.ask(questions[j], rng) for j in self.talked]
         self.talks = prepare(lm, [self._chat(text, placement) for text in [*said, *talk.OPEN]])
         self.vectors = torch.as_tensor(people.vectors_).float().to(lm.device)
         # Option of each person and question, -1 where there is no answer: (N, Q) int16
@@ -88,8 +91,8 @@ class AnswersAndTalk:
         loss, answers = self._letters(rng)
         if self.recipe == "paper":
             return loss, answers
-        more = (self._sentences, self._opinions, self._sentences, self._texts)[step % 4]
-        return loss + more(rng), answers
+        loss = loss + self._talk(rng)
+        return (loss + self._texts(rng) if step % 4 == 3 else loss), answers
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -120,30 +123,28 @@ class AnswersAndTalk:
         virtual = self._virtual(prepared, who, "text", None)
         return _cross_entropy(option_logits(self.lm, prepared, virtual, options, by="text"), self._target(asked, who))
 
-    def _sentences(self, rng: np.random.Generator) -> Tensor:
-        at, asked, who = self._some_spoken(rng, 1, 6)
+    def _talk(self, rng: np.random.Generator) -> Tensor:
+        """First-person replies: what somebody answers to one question, and to an open one what sets them apart."""
+        usable = np.flatnonzero(np.isin(self.talked, self.usable))
+        at = np.concatenate([rng.choice(usable, _SENTENCES), len(self.talked) + rng.choice(len(talk.OPEN), _OPEN)])
+        replies, who = [], []
+        for place in at:
+            if place < len(self.talked):
+                j = self.talked[place]
+                person = rng.choice(self.asked[j])
+                p = self._target(np.array([j]), np.array([[person]]))[0, 0].cpu().numpy().astype(np.float64)
+                said = [(j, rng.choice(len(p), p=p / p.sum()))]
+            else:
+                person = rng.choice(self.trained)
+                p = self.people.predict_proba(self.people.vectors_[person], self.survey.question_ids)[0]
+                said = talk.telling(p[:, : self.marginal.shape[1]], self.marginal, int(rng.integers(1, 4)), rng)
+            questions = self.survey.questions
+            replies.append(" ".join(talk.reply(questions[j], questions[j].options[k], rng) for j, k in said))
+            who.append([person])
         prepared = self.talks.select(at.tolist())
-        questions = [self.survey.questions[j] for j in asked]
-        replies = [[reply_ids(self.lm, talk.reply(q, option, rng)) for option in q.options] for q in questions]
-        found = read(self.lm, prepared, self._virtual(prepared, who, "talk", None), replies)
-        target = self._target(asked, who)  # (C, N, K)
-        each = text_log_probs(self.lm, found, replies)
-        return -torch.stack([(t[:, : s.shape[1]] * s).sum(1).mean() for t, s in zip(target, each, strict=True)]).mean()
-
-    def _opinions(self, rng: np.random.Generator) -> Tensor:
-        at = len(self.spoken) + rng.choice(len(talk.OPEN), 6)
-        prepared = self.talks.select(at.tolist())
-        who = rng.choice(self.trained, (len(at), 1))
-        replies = []
-        p = self.people.predict_proba(self.people.vectors_[who[:, 0]], self.survey.question_ids)
-        for person in p[..., : self.marginal.shape[1]]:
-            said = talk.telling(person, self.marginal, int(rng.integers(1, 4)), rng)
-            sentences = [
-                talk.reply(self.survey.questions[j], self.survey.questions[j].options[k], rng) for j, k in said
-            ]
-            replies.append([reply_ids(self.lm, " ".join(sentences))])
-        found = read(self.lm, prepared, self._virtual(prepared, who, "talk", None), replies)
-        return -torch.cat(text_log_probs(self.lm, found, replies)).mean()
+        tokens = [[reply_ids(self.lm, text)] for text in replies]
+        found = read(self.lm, prepared, self._virtual(prepared, np.array(who), "talk", None), tokens)
+        return -torch.cat(text_log_probs(self.lm, found, tokens)).mean()
 
     # pieces ----------------------------------------------------------------------------------------------------
     def _some_spoken(self, rng: np.random.Generator, c: int, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

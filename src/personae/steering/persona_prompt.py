@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from personae.people.opinion_model import OpinionModel
 
 _QUESTIONS = 16  # questions of one pass at inference
+_TALK_TOKENS = 8
 _ROW_TOKENS = 16_384  # tokens of continuations of one pass at inference
 
 
@@ -44,7 +45,7 @@ class PersonaPrompt(Steerer):
     placement : {"late", "prefix", "before", "system"}, optional
         Where the virtual tokens go; "late" for the contextual recipe, "prefix" for the paper's.
     n_tokens : int, optional
-        Virtual tokens T; 2, or 1 for the paper's recipe.
+        Virtual tokens T of a question's answer; 2, or 1 for the paper's recipe. Talking takes eight.
     steps : int
         Training steps at most.
     random_state : int
@@ -123,7 +124,8 @@ class PersonaPrompt(Steerer):
             raise ValueError(f'recipe is "contextual" or "paper", not "{self.recipe}"')
         contextual = self.recipe == "contextual"
         self.placement_: Placement = self.placement or ("late" if contextual else "prefix")
-        self.n_tokens_ = self.n_tokens or (2 if contextual else 1)
+        read = self.n_tokens or (2 if contextual else 1)
+        self.n_tokens_ = {"letters": read, "text": read, "talk": _TALK_TOKENS if contextual else read}
         self.lm_ = self.lm if isinstance(self.lm, FrozenLM) else FrozenLM.load(self.lm)
 
     def _build(self, task: AnswersAndTalk, people: OpinionModel) -> torch.nn.Module:
@@ -165,7 +167,7 @@ class PersonaPrompt(Steerer):
             asked = [questions[j] for j in columns]
             prepared = prepare(self.lm_, [put(self.lm_, q.text, q.options, self.placement_) for q in asked])
             options = [q.options for q in asked]
-            longest = max(len(p.after) for p in prepared.prompts) + self.n_tokens_
+            longest = max(len(p.after) for p in prepared.prompts) + self.n_tokens_[read]
             if read == "text":
                 longest += max(sum(len(self.lm_.tokens(o)) for o in each) for each in options)
             people = max(1, _ROW_TOKENS // (longest * len(asked)))

@@ -29,14 +29,13 @@ OPEN = (
 def ask(question: Question, rng: np.random.Generator) -> str:
     """The question as a chat message."""
     ways = _ASK + (_ASK_TITLE if question.title else ())
-    return ways[rng.integers(len(ways))].format(text=question.text, title=_inside(question.title))
+    return ways[rng.integers(len(ways))].format(text=_closed(question.text), title=_inside(question.title))
 
 
 def reply(question: Question, option: str, rng: np.random.Generator) -> str:
     """A first-person sentence that states an answer."""
     ways = _REPLY_TITLE if question.title else _REPLY
-    sentence = ways[rng.integers(len(ways))].format(option=_inside(option), title=_inside(question.title))
-    return sentence.replace("..", ".")
+    return ways[rng.integers(len(ways))].format(option=_inside(option), title=_inside(question.title))
 
 
 def telling(p: np.ndarray, marginal: np.ndarray, n: int, rng: np.random.Generator) -> list[tuple[int, int]]:
@@ -45,7 +44,8 @@ def telling(p: np.ndarray, marginal: np.ndarray, n: int, rng: np.random.Generato
     Parameters
     ----------
     p, marginal : array, shape (Q, K)
-        Option probabilities of the person and of everybody.
+        Option probabilities of the person and of everybody; a question nobody answered (its marginal is zero) is
+        never telling.
 
     Returns
     -------
@@ -54,14 +54,24 @@ def telling(p: np.ndarray, marginal: np.ndarray, n: int, rng: np.random.Generato
     """
     weight = np.where(p > 0, p * np.log(np.maximum(p, 1e-9) / np.maximum(marginal, 1e-9)), 0.0)
     option = weight.argmax(1)
-    top = np.argsort(-weight.max(1))[: max(2 * n, 3)]
+    answered = np.flatnonzero(marginal.sum(1) > 0)
+    top = answered[np.argsort(-weight.max(1)[answered])][: max(2 * n, 3)]
     chosen = rng.choice(top, min(n, len(top)), replace=False)
     return [(int(j), int(option[j])) for j in sorted(chosen, key=lambda j: -weight[j].max())]
 
 
+def _closed(text: str) -> str:
+    """A text after which another sentence may begin."""
+    text = text.strip()
+    return text + "." if text and text[-1].isalnum() else text
+
+
 def _inside(text: str) -> str:
     """A text as part of a sentence: without its full stop, and without a capital that only starts it."""
-    text = text.strip().rstrip(".?!")
-    words = text.split()
-    plain = bool(words) and words[0][1:].islower() and words[0] not in ("I",)
-    return text[0].lower() + text[1:] if plain and words[0][0].isupper() and len(words[0]) > 1 else text
+    text = text.strip()
+    text = text.rstrip(".?! ") or text  # an option may be nothing but marks
+    first, _, rest = text.partition(" ")
+    if first == "A":  # an article, or a name such as "A" alone and "A levels"
+        return "a " + rest if rest and rest[0].islower() and not rest.startswith("level") else text
+    plain = first[1:].islower() and not first.startswith(("I'", "I\u2019"))
+    return text[0].lower() + text[1:] if plain else text
