@@ -15,8 +15,8 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
 from personae.lm.frozen import FrozenLM
-from personae.lm.prompts import Prompt, letter_ids
-from personae.lm.shared_context import Context
+from personae.lm.prompts import Prompt, answer_ids, letter_ids
+from personae.lm.shared_context import Context, as_cache
 
 KeyValues = list[tuple[Tensor, Tensor]]
 _LOGIT_ROWS = 1024  # positions whose full-vocabulary logits exist at one time
@@ -175,10 +175,6 @@ def _extend(
     c, n, m, h = x.shape
     if prepared.context is not None:
         return lm.extend(prepared.context, x, offset, visible)
-    if not lm.shared:
-        raise NotImplementedError(
-            f"{lm.name} does not fit the shared-context engine; option texts need placement late or system there"
-        )
     # No shared part: every row is a context of its own, empty or holding its learned key/values.
     if prefix is None:
         prefix = [(x.new_zeros(c * n, heads, 0, size),) * 2 for heads, size in lm.key_shapes]
@@ -202,10 +198,7 @@ def _rows(lm: FrozenLM, prefix: KeyValues | None, x: Tensor) -> Tensor:
 
 def prefix_cache(prefix: KeyValues, dtype: torch.dtype) -> DynamicCache:
     """Learned keys and values (R, Hkv, T, D) a layer as the cache that the text continues."""
-    cache = DynamicCache()
-    for layer, (k, v) in enumerate(prefix):
-        cache.update(k.to(dtype), v.to(dtype), layer)
-    return cache
+    return as_cache([k.to(dtype) for k, _ in prefix], [v.to(dtype) for _, v in prefix])
 
 
 @dataclass
@@ -252,7 +245,7 @@ def letter_logits(lm: FrozenLM, found: Read, n_options: Sequence[int]) -> Tensor
 
 def option_texts(lm: FrozenLM, options: Sequence[Sequence[str]]) -> list[list[list[int]]]:
     """Each question's options as the tokens that follow ``Answer:``."""
-    return [[lm.tokens(" " + option) for option in each] for each in options]
+    return [[answer_ids(lm, option) for option in each] for each in options]
 
 
 def option_logits(
@@ -288,7 +281,9 @@ def text_log_probs(
     mean : bool
         Mean a token (length-normalised), so that long texts compete with short ones; else the sum.
     """
-    states, targets, places = [], [], []
+    states: list[Tensor] = []
+    targets: list[int] = []
+    places: list[tuple[int, int]] = []
     n = found.trunk.shape[1]
     for c, texts in enumerate(branches):
         start = 0
@@ -315,6 +310,8 @@ def _token_log_probs(lm: FrozenLM, hidden: Tensor, targets: Tensor) -> Tensor:
     def chunk(h: Tensor, t: Tensor) -> Tensor:
         return -torch.nn.functional.cross_entropy(lm.logits(h), t, reduction="none")
 
+    if len(hidden) <= _LOGIT_ROWS:
+        return chunk(hidden, targets)
     pieces = []
     for h, t in zip(hidden.split(_LOGIT_ROWS), targets.split(_LOGIT_ROWS), strict=True):
         # Recomputed in the backward pass rather than kept: [rows, vocabulary] is the largest thing there is.

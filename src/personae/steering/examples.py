@@ -137,7 +137,7 @@ class AnswersAndTalk:
             else:
                 person = rng.choice(self.trained)
                 p = self.people.predict_proba(self.people.vectors_[person], self.survey.question_ids)[0]
-                said = talk.telling(p[:, : self.marginal.shape[1]], self.marginal, int(rng.integers(1, 4)), rng)
+                said = talk.telling(p[:, : self.marginal.shape[1]], self.marginal, int(rng.integers(1, 3)), rng)
             questions = self.survey.questions
             replies.append(" ".join(talk.reply(questions[j], questions[j].options[k], rng) for j, k in said))
             who.append([person])
