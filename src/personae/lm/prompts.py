@@ -15,7 +15,8 @@ if TYPE_CHECKING:
 Placement = Literal["prefix", "before", "system", "late"]
 PLACEMENTS: tuple[Placement, ...] = ("prefix", "before", "system", "late")
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
-_SLOT = "\x00slot\x00"
+_REMEDY = "use a chat that starts with the user and alternates, or another placement"
+_BASE_ROLES = {"system": "", "user": "User: ", "assistant": "Assistant: "}
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,7 @@ class Prompt:
 
 
 Message = dict[str, str]  # {"role": "system" | "user" | "assistant", "content": ...}
+Piece = tuple[str, bool]  # text, and whether it is the template's own
 
 
 def chat_prompt(lm: FrozenLM, messages: Sequence[Message], placement: Placement, opening: str = "") -> Prompt:
@@ -54,27 +56,28 @@ def chat_prompt(lm: FrozenLM, messages: Sequence[Message], placement: Placement,
     turns = list(messages)
     if placement == "system":
         if turns and turns[0]["role"] == "system":
-            turns[0] = {"role": "system", "content": _SLOT + "\n" + turns[0]["content"]}
+            turns[0] = {"role": "system", "content": "\n" + turns[0]["content"]}
         else:
-            turns = [{"role": "system", "content": _SLOT}, *turns]
-    pieces = lm.template.render(turns)  # text pieces and, marked, what users wrote
-    ids: list[int] = []
-    slot = None
-    for text, is_template in [*pieces, (opening, False)]:
-        if not is_template and _SLOT in text:
-            head, text = text.split(_SLOT, 1)
-            ids += lm.tokens(head)
-            slot = len(ids)
-        ids += lm.tokens(text, special=is_template)
-    if placement == "system":
-        assert slot is not None
-        return Prompt(tuple(ids[:slot]), tuple(ids[slot:]))
-    return Prompt(tuple(ids), ()) if placement == "late" else Prompt((), tuple(ids))
+            turns = [{"role": "system", "content": ""}, *turns]
+    pieces = lm.template.render(turns)
+    pieces.append((opening if lm.template.is_chat or not opening else " " + opening, False))
+    bos = () if lm.template.is_chat else lm.bos  # a template writes its own
+    if placement == "system":  # the slot opens the first message
+        return Prompt((*bos, *_tokens(lm, pieces[:1])), tuple(_tokens(lm, pieces[1:])))
+    ids = (*bos, *_tokens(lm, pieces))
+    return Prompt(ids, ()) if placement == "late" else Prompt((), ids)
 
 
-def letters_prompt(
-    lm: FrozenLM, text: str, options: Sequence[str], placement: Placement, about: str = ""
-) -> Prompt:
+def _tokens(lm: FrozenLM, pieces: Sequence[Piece]) -> list[int]:
+    """Tokens of template and user text, as of the whole text unless a user's part would become a special token."""
+    whole = lm.tokens("".join(text for text, _ in pieces), special=True)
+    template = [i for text, is_template in pieces if is_template for i in lm.tokens(text, special=True)]
+    if [i for i in whole if i in lm.special_ids] == [i for i in template if i in lm.special_ids]:
+        return whole
+    return [i for text, is_template in pieces for i in lm.tokens(text, special=is_template)]
+
+
+def letters_prompt(lm: FrozenLM, text: str, options: Sequence[str], placement: Placement, about: str = "") -> Prompt:
     """A question with lettered options, to be answered by a letter (see `letter_ids`)."""
     if len(options) > len(LETTERS):
         raise ValueError(f"a question has {len(options)} options; letters reach to {len(LETTERS)}")
@@ -98,13 +101,17 @@ def _question_prompt(lm: FrozenLM, body: str, placement: Placement, about: str) 
 
 def letter_ids(lm: FrozenLM, n_options: int) -> list[int]:
     """The token that names each option, as it follows ``Answer:``."""
-    return [lm.tokens(" " + letter)[0] for letter in LETTERS[:n_options]]
+    return [answer_ids(lm, letter)[-1] for letter in LETTERS[:n_options]]
+
+
+def answer_ids(lm: FrozenLM, text: str) -> list[int]:
+    """An answer as the tokens that follow ``Answer:``; alone, some tokenizers would give it another beginning."""
+    return lm.tokens(f"Answer: {text}")[len(lm.tokens("Answer:")) :]
 
 
 def reply_ids(lm: FrozenLM, text: str) -> list[int]:
     """A reply as the tokens that follow `chat_prompt`, the end of the turn included."""
-    end = lm.tokens(lm.template.turn_end(), special=True)[:1]
-    return [*lm.tokens(text if lm.template.is_chat else " " + text), *end]
+    return [*lm.tokens(text if lm.template.is_chat else " " + text), *lm.turn_end_ids]
 
 
 class Template:
@@ -119,22 +126,28 @@ class Template:
         self._tokenizer = lm.tokenizer
         self.is_chat = bool(getattr(lm.tokenizer, "chat_template", None))
 
-    def render(self, messages: Sequence[Message], reply: bool = True) -> list[tuple[str, bool]]:
-        """Pieces ``(text, is_template)``; with ``reply`` the last one opens the assistant's turn."""
+    def render(self, messages: Sequence[Message], reply: bool = True) -> list[Piece]:
+        """Pieces of text; with ``reply`` the last one opens the assistant's turn."""
+        for message in messages:
+            if message["role"] not in _BASE_ROLES:
+                raise ValueError(f'a message is from "system", "user" or "assistant", not from "{message["role"]}"')
         if not self.is_chat:
-            names = {"system": "", "user": "User: ", "assistant": "Assistant: "}
-            lines = [p for m in messages for p in ((names[m["role"]], True), (m["content"], False), ("\n", True))]
+            lines = [p for m in messages for p in ((_BASE_ROLES[m["role"]], True), (m["content"], False), ("\n", True))]
             return [*lines, ("Assistant:", True)] if reply else lines
         markers = [f"<<content-{i}>>" for i in range(len(messages))]
         marked = [{"role": m["role"], "content": mark} for m, mark in zip(messages, markers, strict=True)]
-        text = self._tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=reply)
-        pieces: list[tuple[str, bool]] = []
+        from jinja2 import TemplateError
+
+        try:
+            text = self._tokenizer.apply_chat_template(marked, tokenize=False, add_generation_prompt=reply)
+        except TemplateError as error:
+            raise ValueError(f"the chat template of this LM refuses this chat ({error}); {_REMEDY}") from error
+        pieces: list[Piece] = []
         for mark, message in zip(markers, messages, strict=True):
             head, found, text = text.partition(mark)
             if not found:
                 raise ValueError(
-                    f"the chat template of this LM does not take a {message['role']} message at this place; "
-                    "use a chat that starts with the user and alternates, or another placement"
+                    f"the chat template of this LM does not take a {message['role']} message at this place; {_REMEDY}"
                 )
             pieces += [(head, True), (message["content"], False)]
         return [*pieces, (text, True)]

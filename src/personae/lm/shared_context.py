@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 ATTENTION = "personae_shared_context"
+_OTHER_TERMS = ("softcap", "position_bias", "s_aux")  # of attention scores; SDPA knows some, this file none
 
 
 @dataclass
@@ -81,7 +82,9 @@ def encode(model: PreTrainedModel, ids: Sequence[Sequence[int]], pad: int = 0) -
         padded[c, : len(tokens)] = torch.tensor(tokens, device=device)
     cache = DynamicCache()
     with torch.no_grad():
-        hidden = model.base_model(input_ids=padded, past_key_values=cache, use_cache=True).last_hidden_state
+        hidden = model.base_model(
+            input_ids=padded, attention_mask=torch.ones_like(padded), past_key_values=cache, use_cache=True
+        ).last_hidden_state
     real = (torch.arange(longest, device=device) < lengths[:, None]).to(hidden.dtype)  # (C, T)
     last = hidden[torch.arange(len(ids), device=device), lengths - 1]
     mean = (hidden * real[..., None]).sum(1) / lengths[:, None].to(hidden.dtype)
@@ -138,10 +141,25 @@ def continue_plain(
         for path in _branches(x.shape[2], None if visible is None else visible[c]):
             path = path.to(x.device)
             full = torch.cat([head.expand(len(row), -1, -1), x[c][:, path]], 1)
-            hidden = model.base_model(inputs_embeds=full, use_cache=False).last_hidden_state[:, len(head) :]
-            row = row.index_copy(1, path, hidden)
+            cache = None
+            if not tokens and context.lengths[c] > 0:  # no text, but key/values that were learned
+                length = int(context.lengths[c])
+                cache = as_cache(
+                    [k[c, :, :length].expand(len(row), -1, -1, -1) for k in context.keys],
+                    [v[c, :, :length].expand(len(row), -1, -1, -1) for v in context.values],
+                )
+            out = model.base_model(inputs_embeds=full, past_key_values=cache, use_cache=cache is not None)
+            row = row.index_copy(1, path, out.last_hidden_state[:, len(head) :])
         rows.append(row)
     return torch.stack(rows)
+
+
+def as_cache(keys: Sequence[Tensor], values: Sequence[Tensor]) -> DynamicCache:
+    """Keys and values (R, Hkv, T, D) a layer as the cache that R rows continue."""
+    cache = DynamicCache()
+    for layer, (k, v) in enumerate(zip(keys, values, strict=True)):
+        cache.update(k, v, layer)
+    return cache
 
 
 def _branches(m: int, visible: Tensor | None) -> list[Tensor]:
@@ -159,6 +177,22 @@ class _Shared:
     context: Context
     position: Tensor  # (C, M)
     visible: Tensor  # (C, M, M)
+    _biases: dict[int | None, Tensor] = field(default_factory=dict)
+
+    def bias(self, sliding_window: int | None) -> Tensor:
+        """(C, M, T + M): -inf where a query must not see a key (padding, other branches, beyond the window), else 0."""
+        if sliding_window not in self._biases:  # layers differ in their window only
+            length, position = self.context.lengths, self.position
+            key = torch.arange(self.context.keys[0].shape[2], device=position.device).expand(len(length), -1)  # (C, T)
+            padding = (key >= length[:, None])[:, None].expand(-1, position.shape[1], -1)
+            hidden = torch.cat([padding, ~self.visible], -1)
+            if sliding_window is not None:
+                distance = position[:, :, None] - torch.cat([key, position], -1)[:, None]
+                hidden = hidden | (distance >= sliding_window)
+            self._biases[sliding_window] = torch.zeros_like(hidden, dtype=torch.float32).masked_fill_(
+                hidden, -torch.inf
+            )
+        return self._biases[sliding_window]
 
 
 _active: ContextVar[_Shared | None] = ContextVar("shared_context", default=None)
@@ -205,6 +239,9 @@ def _attention(
         return ALL_ATTENTION_FUNCTIONS["sdpa"](
             module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **kwargs
         )
+    unknown = [name for name in _OTHER_TERMS if kwargs.get(name) is not None]
+    if unknown:
+        raise NotImplementedError(f"attention with {', '.join(unknown)}")
     layer: int = module.layer_idx  # type: ignore[assignment]
     ctx_k, ctx_v = shared.context.keys[layer], shared.context.values[layer]  # (C, Hkv, T, D)
     rows, hq, m, d = query.shape
@@ -213,27 +250,15 @@ def _attention(
     scaling = d**-0.5 if scaling is None else scaling
 
     # Fold the N continuations, and the heads that share keys, into the query dimension of their context.
-    q = query.view(c, n, hkv, rep, m, d).permute(0, 2, 1, 3, 4, 5).reshape(c, hkv, n * rep * m, d)
-    s_ctx = (q @ ctx_k.transpose(-1, -2)).view(c, hkv, n, rep, m, t)
-    own = query.reshape(rows, hkv, rep * m, d) @ key.transpose(-1, -2)
-    s_own = own.view(c, n, hkv, rep, m, m).permute(0, 2, 1, 3, 4, 5)
-    scores = torch.cat([s_ctx, s_own], -1).float() * scaling  # (C, Hkv, N, rep, M, T + M)
-    hidden_keys = _hidden_keys(shared, t, sliding_window)  # (C, M, T + M)
-    scores = scores.masked_fill(hidden_keys[:, None, None, None], float("-inf"))
+    q = (query * scaling).view(c, n, hkv, rep, m, d).permute(0, 2, 1, 3, 4, 5).contiguous()  # (C, Hkv, N, rep, M, D)
+    k, v = (own.view(c, n, hkv, m, d).transpose(1, 2) for own in (key, value))  # (C, Hkv, N, M, D)
+    s_ctx = q.view(c, hkv, n * rep * m, d) @ ctx_k.transpose(-1, -2)
+    s_own = q.view(c, hkv, n, rep * m, d) @ k.transpose(-1, -2)
+    scores = torch.cat([s_ctx.view(c, hkv, n, rep, m, t), s_own.view(c, hkv, n, rep, m, m)], -1).float()
+    scores += shared.bias(sliding_window)[:, None, None, None]  # (C, Hkv, N, rep, M, T + M)
     p = torch.softmax(scores, -1).to(query.dtype)
-    o_ctx = (p[..., :t].reshape(c, hkv, n * rep * m, t) @ ctx_v).view(c, hkv, n, rep, m, d)
-    p_own = p[..., t:].permute(0, 2, 1, 3, 4, 5).reshape(rows, hkv, rep * m, m)
-    o_own = (p_own @ value).view(c, n, hkv, rep, m, d).permute(0, 2, 1, 3, 4, 5)
-    out = (o_ctx + o_own).permute(0, 2, 4, 1, 3, 5).reshape(rows, m, hq, d)  # (C*N, M, Hq, D)
+    o_ctx = p[..., :t].reshape(c, hkv, n * rep * m, t) @ ctx_v
+    o_own = p[..., t:].reshape(c, hkv, n, rep * m, m) @ v
+    out = o_ctx.view(c, hkv, n, rep, m, d) + o_own.view(c, hkv, n, rep, m, d)
+    out = out.permute(0, 2, 4, 1, 3, 5).reshape(rows, m, hq, d)  # (C*N, M, Hq, D)
     return out, None
-
-
-def _hidden_keys(shared: _Shared, t: int, sliding_window: int | None) -> Tensor:
-    """True where a query (row) must not see a key (column): padding, other branches, beyond the window."""
-    key_position = torch.arange(t, device=shared.position.device).expand(len(shared.context), t)
-    hidden = (key_position >= shared.context.lengths[:, None])[:, None].expand(-1, shared.position.shape[1], -1)
-    hidden = torch.cat([hidden, ~shared.visible], -1)
-    if sliding_window is not None:
-        distance = shared.position[:, :, None] - torch.cat([key_position, shared.position], -1)[:, None]
-        hidden = hidden | (distance >= sliding_window)
-    return hidden
