@@ -12,7 +12,6 @@ from personae.lm.prompts import Prompt
 from personae.lm.reading import KeyValues, prefix_cache
 
 
-@torch.no_grad()
 def stream(
     lm: FrozenLM,
     prompts: Sequence[Prompt],
@@ -36,6 +35,26 @@ def stream(
     """
     if not 0 < top_p <= 1 or temperature < 0:
         raise ValueError(f"temperature must be at least 0 and top_p in (0, 1]; got {temperature} and {top_p}")
+    if max_new_tokens < 1:
+        raise ValueError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
+    seeds = range(len(prompts)) if seeds is None else seeds
+    sets = len(prompts) if virtual is None else len(virtual if isinstance(virtual, Tensor) else virtual[0][0])
+    if not len(prompts) == len(seeds) == sets:
+        raise ValueError(f"{len(prompts)} prompts have {sets} sets of virtual tokens and {len(seeds)} seeds")
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return _decode(lm, prompts, virtual, max_new_tokens, temperature, top_p, generators)
+
+
+@torch.no_grad()
+def _decode(
+    lm: FrozenLM,
+    prompts: Sequence[Prompt],
+    virtual: Tensor | KeyValues | None,
+    max_new_tokens: int,
+    temperature: float,
+    top_p: float,
+    generators: Sequence[torch.Generator],
+) -> Iterator[list[str]]:
     rows = [_row(lm, p, virtual[i] if isinstance(virtual, Tensor) else None) for i, p in enumerate(prompts)]
     longest = max(len(r) for r in rows)
     x = torch.stack([torch.nn.functional.pad(r, (0, 0, longest - len(r), 0)) for r in rows])  # left-padded
@@ -47,7 +66,6 @@ def stream(
         ahead = virtual[0][0].shape[2]
         positions = positions + ahead
         mask = torch.cat([mask.new_ones(len(rows), ahead), mask], 1)
-    generators = [torch.Generator().manual_seed(s) for s in (seeds or range(len(rows)))]
     texts = [_Text(lm) for _ in rows]
     alive = torch.ones(len(rows), dtype=torch.bool)
     inputs: dict[str, Tensor] = {"inputs_embeds": x}
@@ -74,7 +92,9 @@ def stream(
     yield [text.rest() for text in texts]
 
 
-def generate(lm: FrozenLM, prompts: Sequence[Prompt], virtual: Tensor | KeyValues | None = None, **how: float) -> list[str]:
+def generate(
+    lm: FrozenLM, prompts: Sequence[Prompt], virtual: Tensor | KeyValues | None = None, **how: float
+) -> list[str]:
     """The whole texts of `stream`."""
     pieces = list(stream(lm, prompts, virtual, **how))  # type: ignore[arg-type]
     return ["".join(row).strip() for row in zip(*pieces, strict=True)]
@@ -104,18 +124,21 @@ class _Text:
 
     def add(self, token: int) -> str:
         self._ids.append(token)
-        text = self._lm.tokenizer.decode(self._ids, skip_special_tokens=True)
-        if not self._lm.template.is_chat and "\n" in text.strip():  # a base model's turn ends with its line
-            text = text[: len(text) - len(text.lstrip())] + text.strip().split("\n")[0]
+        text = self._decoded()
+        if not self._lm.template.is_chat and "\n" in text.lstrip():  # a base model's turn ends with its line
+            text = text[: text.index("\n", len(text) - len(text.lstrip()))]
             self.ended = True
         elif text.endswith("\ufffd"):
             return ""
-        new, self._said = text[self._said :], len(text)
-        return new
+        return self._new(text)
 
     def rest(self) -> str:
-        if self.ended:
-            return ""
-        text = self._lm.tokenizer.decode(self._ids, skip_special_tokens=True)
+        return "" if self.ended else self._new(self._decoded())
+
+    def _decoded(self) -> str:
+        # The tidying of some tokenizers takes back spaces that were said already.
+        return self._lm.tokenizer.decode(self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+
+    def _new(self, text: str) -> str:
         new, self._said = text[self._said :], len(text)
         return new
