@@ -63,15 +63,13 @@ def telling(p: np.ndarray, marginal: np.ndarray, n: int, rng: np.random.Generato
 def _closed(text: str) -> str:
     """A text after which another sentence may begin."""
     text = text.strip()
-    return text + "." if text and text[-1].isalnum() else text
+    return text if text.rstrip("\"')\u201d\u2019").endswith((".", "?", "!", ":", "\u2026")) else text + "."
 
 
 def _inside(text: str) -> str:
     """A text as part of a sentence: without its full stop, and without a capital that only starts it."""
     text = text.strip()
-    text = text.rstrip(".?! ") or text  # an option may be nothing but marks
+    text = text.rstrip(".?! ") or f'"{text}"'  # an option may be nothing but marks
     first, _, rest = text.partition(" ")
-    if first == "A":  # an article, or a name such as "A" alone and "A levels"
-        return "a " + rest if rest and rest[0].islower() and not rest.startswith("level") else text
-    plain = first[1:].islower() and not first.startswith(("I'", "I\u2019"))
-    return text[0].lower() + text[1:] if plain else text
+    starts = first[1:].islower() or (first == "A" and rest[:1].islower())  # else an abbreviation or a grade
+    return text[0].lower() + text[1:] if starts and not first.startswith(("I'", "I\u2019")) else text
