@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from personae.data.survey import Question
     from personae.people.persona import Persona
 
-_COLUMN, _BAR = 24, 14  # characters of a persona's column and of a full bar
+_LABEL, _COLUMN, _BAR = 36, 24, 14  # characters of an option, of a persona's column and of a full bar
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 _NEXT_ANSWER = re.compile(r",(?=[^,=]+=)")  # a comma before "question=": labels may hold others
 
@@ -139,7 +140,8 @@ def _print(question: Question, personas: Sequence[Persona], found: Shares) -> No
     for p in personas:
         lines.add_row(p.name, p.label, f"{p.uncertainty:.2f}")
     print_table(lines)
-    first = max(map(len, (*question.options, *found))) + 2
+    labels = {option: textwrap.wrap(option, _LABEL) or [option] for option in question.options}
+    first = max(len(line) for lines in (*labels.values(), list(found)) for line in lines) + 2
     fitting = max(1, (shutil.get_terminal_size((110, 24)).columns - first - 2) // _COLUMN)
     for way, shares in found.items():
         for start in range(0, len(personas), fitting):
@@ -149,7 +151,10 @@ def _print(question: Question, personas: Sequence[Persona], found: Shares) -> No
             click.secho(f"  {way.ljust(first)}{names}".rstrip(), dim=True)
             for option in question.options:
                 bars = "".join(_bar(mine[option]).ljust(_COLUMN) for mine in shares[part])
-                click.echo(f"  {option.ljust(first)}{bars}".rstrip())
+                line, *rest = labels[option]
+                click.echo(f"  {line.ljust(first)}{bars}".rstrip())
+                for line in rest:
+                    click.echo(f"  {line}")
 
 
 def _bar(share: float) -> str:

@@ -121,13 +121,11 @@ def _lines() -> Iterator[str]:
     """What is typed, until the end of input."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (arrow keys in the line)
-    talking = sys.stdin.isatty()
+    prompt = "> " if sys.stdin.isatty() and sys.stdout.isatty() else ""
     while True:
-        if talking:
-            click.echo("> ", nl=False, err=True)
         try:
-            yield input().strip()
+            yield input(prompt).strip()
         except EOFError:
-            if talking:
-                click.echo(err=True)
+            if prompt:
+                click.echo()
             return

@@ -81,9 +81,13 @@ def _print_card(bundle: Bundle, c: int, shown: int | None) -> None:
     lines = table("telling answers", ">here", ">95%", ">everybody", ">people")
     for question in telling.question.head(shown or len(telling)):
         cells = answers[(answers.question == question) & ~answers.suppressed]
-        if shown:  # the one that is most more frequent here
-            cells = cells.loc[[(cells.share - cells.population_share).idxmax()]] if len(cells) else cells
-        _add_cells(lines, cells, lambda cell: f"{title[cell.question]} ({cell.question}): {cell.option}")
+        name = f"{title[question]} ({question})"
+        if shown is None:
+            lines.add_row(name)
+            _add_cells(lines, cells, lambda cell: f"  {cell.option}")
+        elif len(cells):  # the one that gains most here
+            gain = cells.share - cells.population_share
+            _add_cells(lines, cells.loc[[gain.idxmax()]], lambda cell, name=name: f"{name}: {cell.option}")
     print_table(lines)
     hidden = int(traits.suppressed.sum() + answers.suppressed.sum())
     if hidden:

@@ -70,7 +70,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
     if isinstance(error, (click.Abort, KeyboardInterrupt)):
         return "stopped", 130
     if isinstance(error, BrokenPipeError):
-        return "", 141  # whoever read our output has enough: as a shell says SIGPIPE
+        return "", 1  # whoever read our output has enough
     if isinstance(error, click.UsageError):
         path = error.ctx.command_path if error.ctx else "personae"
         return f"{error.format_message().rstrip('.')}; see {path} --help", 2
