@@ -7,7 +7,8 @@ branches that share it. Logits are computed only where they are read.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -29,30 +30,34 @@ class Prepared:
     Attributes
     ----------
     prompts : list of Prompt
-    context : Context or None
-        What stands before the virtual tokens, encoded once; None where a prompt starts with them.
+    parts : list of (Context, row), or None
+        Where each prompt's text before the virtual tokens is encoded; None where a prompt starts with them.
     representation : Tensor (C, 2H)
         The LM's own representation of each prompt without virtual tokens: last and mean hidden state.
     """
 
     prompts: list[Prompt]
-    context: Context | None
+    parts: list[tuple[Context, int]] | None
     representation: Tensor
 
     def __len__(self) -> int:
         return len(self.prompts)
 
+    @cached_property
+    def context(self) -> Context | None:
+        """All prompts' encoded text in one `Context`; padded only now, to the longest of these prompts."""
+        return None if self.parts is None else _gather(self.parts)
+
     def select(self, rows: Sequence[int]) -> Prepared:
         """The given prompts."""
-        return replace(
-            self,
-            prompts=[self.prompts[r] for r in rows],
-            context=None if self.context is None else self.context.select(rows),
-            representation=self.representation[torch.as_tensor(rows)],
+        return Prepared(
+            [self.prompts[r] for r in rows],
+            None if self.parts is None else [self.parts[r] for r in rows],
+            self.representation[torch.as_tensor(rows)],
         )
 
 
-def prepare(lm: FrozenLM, prompts: Sequence[Prompt], batch: int = 64) -> Prepared:
+def prepare(lm: FrozenLM, prompts: Sequence[Prompt], batch: int = 16) -> Prepared:
     """Encode prompts, in batches of similar length; what is before the slot stays, for everybody who is to come."""
     shared = [bool(p.before) for p in prompts]
     if any(shared) != all(shared):
@@ -68,15 +73,14 @@ def prepare(lm: FrozenLM, prompts: Sequence[Prompt], batch: int = 64) -> Prepare
             whole = all(not prompts[i].after for i in rows)
             part = full if whole else lm.encode([prompts[i].before for i in rows])
             parts += [(i, part, r) for r, i in enumerate(rows)]
-    context = None
-    if shared[0]:
-        parts.sort(key=lambda part: part[0])
-        context = _gather([(part, r) for _, part, r in parts])
-    return Prepared(list(prompts), context, representation)
+    parts.sort(key=lambda part: part[0])
+    return Prepared(list(prompts), [(part, r) for _, part, r in parts] if shared[0] else None, representation)
 
 
 def _gather(rows: list[tuple[Context, int]]) -> Context:
     """One right-padded `Context` from rows of several."""
+    if len(rows) == len(rows[0][0]) and all(c is rows[0][0] and r == i for i, (c, r) in enumerate(rows)):
+        return rows[0][0]
     longest = max(int(c.lengths[r]) for c, r in rows)
     layers = range(len(rows[0][0].keys))
 
@@ -285,6 +289,8 @@ def text_log_probs(
     targets: list[int] = []
     places: list[tuple[int, int]] = []
     n = found.trunk.shape[1]
+    if not all(len(text) for texts in branches for text in texts):
+        raise ValueError("a text without tokens has no probability")
     for c, texts in enumerate(branches):
         start = 0
         for text in texts:
