@@ -236,11 +236,15 @@ def _load(folder: str, name: str, dtype: torch.dtype, device: str) -> FrozenLM:
     safe = {"local_files_only": Path(folder).is_dir(), "trust_remote_code": False}
     try:
         with no_bars():
-            model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, **safe)
+            model, about = AutoModelForCausalLM.from_pretrained(
+                folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **safe
+            )
             tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelNotFound(f"{name} cannot be loaded as a causal LM in safetensors format: {reason}") from error
+    if about["missing_keys"]:  # they would be random numbers
+        raise ModelNotFound(f"{name} lacks weights of its architecture: {', '.join(sorted(about['missing_keys'])[:3])}")
     return FrozenLM(model.to(device), tokenizer, name)
 
 

@@ -62,7 +62,7 @@ def resolve(name: str) -> Path:
     if name in EMBEDDED:
         return _embedded(name)
     folder = Path(name).expanduser()
-    if folder.is_dir():
+    if name and folder.is_dir():
         if not (folder / "config.json").is_file():
             raise ModelNotFound(f"{folder} has no config.json; give the folder of a Hugging Face model")
         return folder
