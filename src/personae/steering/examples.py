@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -37,7 +38,7 @@ class AnswersAndTalk:
         self, lm: FrozenLM, survey: Survey, people: OpinionModel, placement: Placement, recipe: str, seed: int
     ) -> None:
         self.lm, self.survey, self.people, self.seed = lm, survey, people, seed
-        self.recipe = recipe
+        self.recipe, self.placement = recipe, placement
         rng = np.random.default_rng(seed)
         questions = survey.questions
         self.letters = prepare(lm, [letters_prompt(lm, q.text, q.options, placement) for q in questions])
@@ -83,7 +84,14 @@ class AnswersAndTalk:
 
     def identity(self) -> dict[str, Any]:
         """What must be the same to resume."""
-        return {"survey": self.survey.fingerprint, "lm": self.lm.fingerprint, "recipe": self.recipe}
+        return {
+            "survey": self.survey.fingerprint,
+            "people": hashlib.sha256(self.people.vectors_.tobytes()).hexdigest(),
+            "lm": self.lm.fingerprint,
+            "recipe": self.recipe,
+            "placement": self.placement,
+            "weights": {name: list(value.shape) for name, value in self.network.state_dict().items()},
+        }
 
     def loss(self, step: int) -> tuple[Tensor, int]:
         """Mean cross-entropies of the step's formats."""
@@ -99,10 +107,9 @@ class AnswersAndTalk:
         """NLL and accuracy of letters on real answers of people held out from this training."""
         rng = np.random.default_rng(self.seed)
         nll, right, count = 0.0, 0, 0
-        for j in rng.permutation(self.usable)[:48]:
+        answered = (self.given[self.held_out] >= 0).any(0)
+        for j in rng.permutation(self.usable[answered[self.usable]])[:48]:
             who = np.intersect1d(np.flatnonzero(self.given[:, j] >= 0), self.held_out)
-            if len(who) == 0:
-                continue
             logits = self._logits(np.array([j]), who[None])[0].log_softmax(-1).cpu()
             y = torch.as_tensor(self.given[who, j].astype(np.int64))
             nll -= logits.gather(1, y[:, None]).sum().item()
