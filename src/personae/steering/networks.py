@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from personae.lm.frozen import FrozenLM
-from personae.lm.prompts import LETTERS
+from personae.lm.prompts import LETTERS, letter_ids
 from personae.lm.reading import KeyValues
 from personae.people.text_opinion_model import PersonContext
 
@@ -89,7 +89,7 @@ class ContextualNetwork(nn.Module):
         nn.init.normal_(self.out.weight, 0.0, 0.02)
         letters = torch.zeros(len(LETTERS), self.slot.most)
         if not prefix:
-            named = lm.embed([lm.tokens(" " + letter)[0] for letter in LETTERS]).float().cpu() / self.slot.scale
+            named = lm.embed(letter_ids(lm, len(LETTERS))).float().cpu() / self.slot.scale
             letters[:, : n_tokens["letters"] * self.slot.width] = named.repeat(1, n_tokens["letters"])
         self.letters = nn.Parameter(letters)
 
