@@ -17,6 +17,13 @@ from personae.lm.prompts import Message
 from personae.people.persona import Persona
 
 REGISTRY: dict[str, type[Steerer]] = {}
+READS = ("letters", "text")  # how an answer is read: by option letter, or by the options' full text
+
+
+def check_read(read: str) -> None:
+    """Raise ``ValueError`` if there is no such way to read an answer."""
+    if read not in READS:
+        raise ValueError(f'answers are read by "letters" or by "text", not by "{read}"')
 
 
 class Steerer(BaseEstimator, ABC):
@@ -79,7 +86,8 @@ class Steerer(BaseEstimator, ABC):
             Probabilities; rows sum to one.
         """
         people = [personas] if isinstance(personas, Persona) else list(personas)
-        if len(options) < 2 or len(set(options)) < len(options):
+        options = [options] if isinstance(options, str) else list(options)
+        if len(options) < 2 or len(set(options)) < len(options) or not all(o.strip() for o in options):
             raise ValueError(f"a question needs at least two different options; got: {' | '.join(options) or 'none'}")
         p = self.predict_proba(people, [Question("asked", text, tuple(options))], read)
         return pd.DataFrame(p[:, 0], index=[q.name for q in people], columns=list(options))

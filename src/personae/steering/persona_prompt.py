@@ -18,7 +18,7 @@ from personae.lm.prompts import Message, Placement, Prompt, chat_prompt, letters
 from personae.lm.reading import KeyValues, Prepared, option_logits, prepare
 from personae.people.persona import Persona
 from personae.people.text_opinion_model import PersonContext, TextOpinionModel
-from personae.steering.base import Steerer
+from personae.steering.base import Steerer, check_read
 from personae.steering.examples import AnswersAndTalk
 from personae.steering.networks import ContextualNetwork, PaperNetwork
 from personae.training.loop import Schedule, train
@@ -147,7 +147,7 @@ class PersonaPrompt(Steerer):
 
         With placement ``late`` a question is computed once for everybody.
         """
-        vectors = torch.as_tensor(np.stack([p.vector for p in personas])).float().to(self.lm_.device)
+        vectors = torch.as_tensor(np.stack([p.vector for p in personas])).float()
         return self.predict_proba_vectors(vectors, questions, read)
 
     @torch.no_grad()
@@ -155,6 +155,8 @@ class PersonaPrompt(Steerer):
         self, vectors: torch.Tensor, questions: Sequence[Question], read: str = "letters"
     ) -> np.ndarray:
         """`predict_proba` of person vectors (P, D)."""
+        check_read(read)
+        vectors = vectors.to(self.lm_.device)
         put = letters_prompt if read == "letters" else text_prompt
         width = max(len(q.options) for q in questions)
         out = np.zeros((len(vectors), len(questions), width), dtype=np.float32)
@@ -234,6 +236,8 @@ class PersonaPrompt(Steerer):
         about: dict[str, Any] = json.loads((folder / "steerer.json").read_text())
         self = cls(**{**about["parameters"], **({} if lm is None else {"lm": lm})})
         self._settle()
+        # What it was trained with, also where another version has other defaults.
+        self.placement_, self.n_tokens_ = about["placement"], about["n_tokens"]
         self.lm_fingerprint_ = self.lm_.fingerprint
         for key, value in about["lm"].items():
             if key != "name" and self.lm_fingerprint_[key] != value:

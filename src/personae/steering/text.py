@@ -15,7 +15,7 @@ from personae.lm.generation import stream
 from personae.lm.prompts import Message, chat_prompt, letter_ids, letters_prompt, text_prompt
 from personae.lm.reading import option_logits, prepare
 from personae.people.persona import Persona
-from personae.steering.base import Steerer
+from personae.steering.base import Steerer, check_read
 
 
 class TextPrompt(Steerer):
@@ -44,6 +44,7 @@ class TextPrompt(Steerer):
         self, personas: Sequence[Persona], questions: Sequence[Question], read: str = "letters"
     ) -> np.ndarray:
         """See `Steerer`; people of the same description are computed once."""
+        check_read(read)
         about = [self.describe(p) if self.describe else "" for p in personas]
         width = max(len(q.options) for q in questions)
         out = np.zeros((len(personas), len(questions), width), dtype=np.float32)
