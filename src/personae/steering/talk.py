@@ -52,7 +52,7 @@ def telling(p: np.ndarray, marginal: np.ndarray, n: int, rng: np.random.Generato
     list of (question, option)
         ``n`` of the most distinctive ones, drawn at random from the top of p * log(p / marginal).
     """
-    weight = np.where(p > 0, p * np.log(np.maximum(p, 1e-9) / np.maximum(marginal, 1e-9)), 0.0)
+    weight = np.where(p > 0, p * np.log(np.maximum(p, 1e-9) / np.maximum(marginal, 1e-9)), -np.inf)
     option = weight.argmax(1)
     answered = np.flatnonzero(marginal.sum(1) > 0)
     top = answered[np.argsort(-weight.max(1)[answered])][: max(2 * n, 3)]

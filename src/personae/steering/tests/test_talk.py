@@ -149,6 +149,12 @@ def test_as_many_as_wanted_each_once_and_never_an_option_that_is_not_there(n):
     assert all(p[j, k] > 0 for j, k in found)
 
 
+def test_somebody_like_everybody_is_not_given_an_option_that_is_not_there():
+    p = MARGINAL * (1 - 1e-12)  # every weight is a little below nothing
+    rng = np.random.default_rng(0)
+    assert all(MARGINAL[j, k] > 0 for _ in range(20) for j, k in talk.telling(p, MARGINAL, 3, rng))
+
+
 def test_a_question_nobody_answered_tells_nothing():
     p, marginal = np.full((4, 2), 0.5), np.full((4, 2), 0.5)
     p[2], marginal[1] = [0.6, 0.4], 0.0
