@@ -50,6 +50,8 @@ def compare(fitted: Fitted, pairs: Pairs, n: int = 2000, n_text: int = 300, seed
     DataFrame
         row, accuracy, low, high (95 % interval by bootstrap over people), nll, n.
     """
+    if len(pairs) == 0:
+        raise ValueError("there are no answers to compare on; hold more out")
     some = pairs.sample(n, seed)
     known = set(fitted.train.question_ids)
     asked = [pairs.questions[j].id in known for j in np.unique(some.question)]
