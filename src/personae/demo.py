@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from personae.bundle import Bundle, check_replaceable
@@ -62,7 +63,7 @@ def run(
     started = time.monotonic()
 
     def title(text: str) -> None:
-        say.print(f"\n[bold]{text}[/bold]  [dim]{time.monotonic() - started:.0f} s[/dim]")
+        say.print(f"\n[bold]{escape(text)}[/bold]  [dim]{time.monotonic() - started:.0f} s[/dim]")
 
     title(f"1  Read {source}")
     survey = read_survey(source)
@@ -89,11 +90,12 @@ def run(
         say.print(_result_table(name, table))
 
     title("5  The same question to the two most opposed cohorts")
-    say.print(f"[italic]{question}[/italic]")
+    say.print(f"[italic]{escape(question)}[/italic]")
     replies = {}
     for cohort in _opposed(cohorts):
         replies[cohort.name] = steerer.chat(question, cohort, max_new_tokens=60)
-        say.print(f"[bold]{cohort.name}[/bold] [dim]({cohort.label})[/dim]\n  {replies[cohort.name]}")
+        said = escape(f"({cohort.label})"), escape(replies[cohort.name])
+        say.print(f"[bold]{cohort.name}[/bold] [dim]{said[0]}[/dim]\n  {said[1]}")
 
     Bundle.write(out, people, cohorts, steerer, account=survey.account)
     title(f"6  Everything is in {out}")
@@ -127,7 +129,7 @@ def _cohort_table(cohorts: Cohorts) -> Table:
     ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for row in cohorts.summary_.to_dict("records"):
-        table.add_row(f"cohort-{row['cohort']}", f"{row['people']:,}", f"{row['share']:.0%}", row["label"])
+        table.add_row(f"cohort-{row['cohort']}", f"{row['people']:,}", f"{row['share']:.0%}", escape(row["label"]))
     return table
 
 
