@@ -18,7 +18,7 @@ def bench(what: str, as_json: bool) -> None:
     if as_json:
         print_json(found)
         return
-    lines = table("", ">")
+    lines = table("", "")
     for name, value in found.items():
         lines.add_row(name.replace("_", " "), f"{value:,.4g}" if isinstance(value, float) else f"{value}")
     print_table(lines, indent=0)
@@ -29,6 +29,6 @@ def _run(what: str) -> dict[str, Any]:
         from personae.people.bench import bench
 
         return bench()
-    from personae.lm import bench as lm_bench
+    from personae.lm.bench import simulate, steer
 
-    return lm_bench.steer() if what == "steer" else lm_bench.simulate()
+    return steer() if what == "steer" else simulate()
