@@ -77,13 +77,20 @@ def test_batch_equals_alone(lm, placement, how):
         assert alone == together[r : r + 1]
 
 
-def test_prefix_stands_before_the_text(lm):
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt"])
+def test_prefix_stands_before_the_text(architecture):
+    lm = tiny_lm(architecture)
     virtual = virtual_tokens(lm, "prefix")
-    said = generate(lm, prompts(lm, "prefix"), virtual, max_new_tokens=1)
+    said = generate(lm, prompts(lm, "prefix"), virtual, max_new_tokens=8)
     for r, prompt in enumerate(prompts(lm, "prefix")):
-        cache = prefix_cache(of_row(virtual, r), lm.dtype)
-        token = int(lm.model(input_ids=torch.tensor([prompt.text_ids]), past_key_values=cache).logits[0, -1].argmax())
-        assert said[r] == lm.tokenizer.decode([token], skip_special_tokens=True).strip()
+        ids: list[int] = []
+        while len(ids) < 8:
+            cache = prefix_cache(of_row(virtual, r), lm.dtype)
+            x = torch.tensor([[*prompt.text_ids, *ids]])
+            ids.append(int(lm.model(input_ids=x, past_key_values=cache).logits[0, -1].argmax()))
+            if ids[-1] in lm.stop_ids:
+                break
+        assert said[r] == lm.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
 
 def test_virtual_tokens_matter_and_may_be_absent(lm):
