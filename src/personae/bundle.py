@@ -259,6 +259,9 @@ def check_replaceable(folder: Path) -> None:
         return
     if not folder.is_dir() or not _is_bundle(_load_json(folder / _MANIFEST)):
         raise BundleError(f"{folder} exists and is not a bundle, so it is not replaced; give another folder")
+    kept = sorted(p.name for p in folder.iterdir() if p.name not in (_MANIFEST, *PARTS) and p.name[0] != ".")
+    if kept:
+        raise BundleError(f"the bundle {folder} holds {kept[0]}, which is not its own and would be lost; move it away")
 
 
 # the manifest ----------------------------------------------------------------------------------------------------

@@ -195,6 +195,13 @@ def test_what_is_no_bundle_is_not_replaced(tmp_path, people, kind):
     assert names_in(tmp_path) == ["thesis"]
 
 
+def test_what_somebody_put_into_a_bundle_is_not_lost(bundle, people):
+    (bundle.folder / "notes.txt").write_text("mine")
+    with pytest.raises(BundleError, match=r"holds notes\.txt, which is not its own and would be lost; move it away"):
+        Bundle.write(bundle.folder, people)
+    assert Bundle.open(bundle.folder).manifest == bundle.manifest
+
+
 def test_an_empty_folder_is_filled(tmp_path, people):
     (tmp_path / "b").mkdir()
     Bundle.write(tmp_path / "b", people)
