@@ -7,8 +7,7 @@ BIN = $(VENV)/bin
 .PHONY: help demo test lint types docs clean
 
 help: ## these lines
-	@grep -E '^[a-z]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | while IFS="$$(printf '\t')" read -r name what; \
-	do printf 'make %-8s %s\n' "$$name" "$$what"; done
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/installed ## environment, install, language model and the main job on a real survey (minutes)
 	$(BIN)/personae demo
@@ -34,7 +33,7 @@ clean: ## remove the environment and what tools left behind
 $(VENV)/installed: pyproject.toml scripts/install_torch.sh
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	{ echo 'personae needs Python 3.11 or newer; say which one with: make PYTHON=python3.12' >&2; exit 1; }
-	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv $(VENV) || \
 	{ echo 'the environment could not be made; on Debian and Ubuntu: apt install python3-venv' >&2; exit 1; }
 	sh scripts/install_torch.sh $(BIN)/python
 	$(BIN)/python -m pip install --editable .
