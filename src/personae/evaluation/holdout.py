@@ -69,6 +69,15 @@ def hold_out(survey: Survey, answers: float = 0.2, questions: float = 0.0, seed:
         Share of the answers to predict.
     questions : float in [0, 1)
         Share of the questions to take out whole.
+
+    Examples
+    --------
+    >>> from personae import load_sample
+    >>> held = hold_out(load_sample(), answers=0.2, questions=0.1)
+    >>> held.train
+    Survey(2,347 respondents x 16 questions, ... answers, ...% of cells)
+    >>> held.train.n_answers + len(held.seen) + len(held.new)
+    40071
     """
     if not (0 < answers < 1 and 0 <= questions < 1):
         raise ValueError(f"shares to hold out lie between 0 and 1; got {answers} of answers, {questions} of questions")

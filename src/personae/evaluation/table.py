@@ -164,6 +164,16 @@ def interval(values: np.ndarray, groups: np.ndarray, seed: int = 0, level: float
     values : array, shape (n,)
     groups : array, shape (n,)
         The person of each value.
+
+    Examples
+    --------
+    >>> right = np.tile([1, 1, 0, 1], 50)
+    >>> low, high = interval(right, np.arange(200))  # two hundred people
+    >>> bool(0.68 < low < 0.72 and 0.78 < high < 0.82)
+    True
+    >>> low, high = interval(right, np.arange(200) // 20)  # ten people, who are all alike
+    >>> low == high == 0.75
+    True
     """
     _, person = np.unique(groups, return_inverse=True)
     total, count = np.bincount(person, values), np.bincount(person)

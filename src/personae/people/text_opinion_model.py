@@ -139,6 +139,18 @@ class TextOpinionModel(BaseEstimator):
     -----
     The targets are the fitted opinion model's option probabilities of all people and questions, observed or not: the
     same signal as the answers with less noise, and nothing that the answers given to ``people`` do not hold.
+
+    Examples
+    --------
+    >>> from personae import OpinionModel, load_sample
+    >>> survey = load_sample()
+    >>> people = OpinionModel(n_components=4).fit(survey)
+    >>> embeddings = people.question_factors_  # what a perfect text encoder would make of the questions
+    >>> model = TextOpinionModel(width=32, steps=200).fit(survey, people, embeddings)
+    >>> me = people.fold_in({"natenvir": "too little", "natarms": "too much"})
+    >>> p = model.predict_proba([me], embeddings[:2], [3, 5])  # any number of options
+    >>> p.shape, p.sum(-1).round(3).tolist()
+    ((1, 2, 5), [[1.0, 1.0]])
     """
 
     def __init__(self, width: int = 128, dropout: float = 0.3, steps: int = 3000, random_state: int = 0) -> None:

@@ -64,6 +64,22 @@ class PersonaPrompt(Steerer):
     The target of an answer is a mixture of what was said and of the opinion model's probabilities: the second half
     says the same with less noise. One network answers and talks: batches mix option letters, option texts and short
     first-person sentences in the chat template.
+
+    Examples
+    --------
+    The LM here is a tiny random one, so that the example runs in a moment.
+
+    >>> from personae import OpinionModel, PersonaPrompt, load_sample
+    >>> from personae.lm.tiny import tiny_lm
+    >>> survey = load_sample()
+    >>> people = OpinionModel(n_components=4).fit(survey)
+    >>> steerer = PersonaPrompt(tiny_lm(), recipe="paper", steps=5).fit(survey, people, progress=False)
+    >>> me = people.fold_in({"natenvir": "too little", "natarms": "too much"})
+    >>> table = steerer.answer("Should the city build more bike lanes?", ["no", "yes"], [me, people["r0001"]])
+    >>> table.columns.tolist(), table.sum(axis=1).round(3).tolist()
+    (['no', 'yes'], [1.0, 1.0])
+    >>> type(steerer.chat("What should the government spend more on?", me, max_new_tokens=5))
+    <class 'str'>
     """
 
     method = "persona_prompt"

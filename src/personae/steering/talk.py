@@ -33,7 +33,14 @@ def ask(question: Question, rng: np.random.Generator) -> str:
 
 
 def reply(question: Question, option: str, rng: np.random.Generator) -> str:
-    """A first-person sentence that states an answer."""
+    """A first-person sentence that states an answer.
+
+    Examples
+    --------
+    >>> question = Question("crime", "Do we spend ...?", ("Too little", "Too much."), "Fighting crime")
+    >>> reply(question, "Too much.", np.random.default_rng(0))
+    "When it comes to fighting crime, I'd say too much."
+    """
     ways = _REPLY_TITLE if question.title else _REPLY
     return ways[rng.integers(len(ways))].format(option=_inside(option), title=_inside(question.title))
 

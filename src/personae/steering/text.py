@@ -98,7 +98,13 @@ class TextPrompt(Steerer):
 
 
 def traits_as_text(traits: Mapping[Any, Any]) -> str:
-    """``"Answer as this person. age: 30-44; sex: female."``; missing traits are left out."""
+    """Traits in words; missing ones are left out.
+
+    Examples
+    --------
+    >>> traits_as_text({"age": "30-44", "sex": "female", "town": None})
+    'Answer as this person. age: 30-44; sex: female.'
+    """
     said = [f"{name}: {value}" for name, value in traits.items() if isinstance(value, str) and value]
     return f"Answer as this person. {'; '.join(said)}." if said else ""
 

@@ -203,5 +203,11 @@ def _load(
 
 
 def best_figures(history: Sequence[dict[str, float]]) -> dict[str, float]:
-    """The validation whose weights were kept."""
+    """The validation whose weights were kept.
+
+    Examples
+    --------
+    >>> best_figures([{"step": 50, "nll": 1.1}, {"step": 100, "nll": 0.9}, {"step": 150, "nll": 1.0}])
+    {'step': 100, 'nll': 0.9}
+    """
     return min(history, key=lambda h: h["nll"])
