@@ -57,6 +57,11 @@ class Prepared:
         )
 
 
+def represent(lm: FrozenLM, prompts: Sequence[Prompt]) -> Tensor:
+    """The LM's own representation (C, 2H) of prompts without virtual tokens; see `Prepared`."""
+    return torch.cat([prepare(lm, prompts[i : i + 256]).representation for i in range(0, len(prompts), 256)])
+
+
 def prepare(lm: FrozenLM, prompts: Sequence[Prompt], batch: int = 16) -> Prepared:
     """Encode prompts, in batches of similar length; what is before the slot stays, for everybody who is to come."""
     shared = [bool(p.before) for p in prompts]

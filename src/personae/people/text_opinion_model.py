@@ -17,7 +17,7 @@ from personae.people.persona import Persona
 if TYPE_CHECKING:
     from personae.people.opinion_model import OpinionModel
 
-_ANCHORS = 5  # a scale is read at five places; options in between are interpolated
+ANCHORS = 5  # a scale is read at five places; options in between are interpolated
 
 
 class PersonContext(nn.Module):
@@ -49,7 +49,7 @@ class PersonContext(nn.Module):
         self.interaction = nn.Linear(n_context, width)
         self.common = nn.Linear(n_context, width)
         self.person = nn.Sequential(nn.Linear(n_person, width), nn.GELU(), nn.Linear(width, width))
-        self.scale_readout = nn.Linear(2 * width, _ANCHORS)
+        self.scale_readout = nn.Linear(2 * width, ANCHORS)
         for layer in (self.interaction, self.common):
             nn.init.normal_(layer.weight, 0.0, 0.02)
         self.z_mean: Tensor
@@ -68,11 +68,10 @@ class PersonContext(nn.Module):
         self.z_std.copy_(people.std(0).clamp(min=1e-6))
         self.h_mean, self.h_std = _statistics(views)
 
-    def seen_as(self, views: Sequence[np.ndarray]) -> PersonContext:
-        """A copy without dropout for other views of contexts, each a sample of embeddings (C, F)."""
+    def without_dropout(self) -> PersonContext:
+        """A copy to be trained further by the LM's feedback, which needs no dropout."""
         other = copy.deepcopy(self)
         other.dropout.p = 0.0
-        other.h_mean, other.h_std = _statistics(views)
         return other
 
     def forward(self, vectors: Tensor, embeddings: Tensor, view: int = 0) -> Tensor:
@@ -94,11 +93,11 @@ class PersonContext(nn.Module):
         """
         at_anchor = self.scale_readout(features)  # (C, N, anchors)
         k = max(n_options)
-        weights = torch.zeros(len(n_options), k, _ANCHORS, device=features.device)
+        weights = torch.zeros(len(n_options), k, ANCHORS, device=features.device)
         hidden = torch.ones(len(n_options), k, dtype=torch.bool, device=features.device)
-        anchors = torch.arange(_ANCHORS, device=features.device)
+        anchors = torch.arange(ANCHORS, device=features.device)
         for c, n in enumerate(n_options):
-            place = torch.linspace(0, _ANCHORS - 1, n, device=features.device)
+            place = torch.linspace(0, ANCHORS - 1, n, device=features.device)
             weights[c, :n] = (1 - (place[:, None] - anchors).abs()).clamp(min=0)
             hidden[c, :n] = False
         logits = torch.einsum("cna,cka->cnk", at_anchor, weights)

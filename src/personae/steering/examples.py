@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from personae.data.survey import Survey
 from personae.lm.frozen import FrozenLM
 from personae.lm.prompts import Placement, Prompt, chat_prompt, letters_prompt, reply_ids, text_prompt
-from personae.lm.reading import Prepared, option_logits, prepare, read, text_log_probs
+from personae.lm.reading import Prepared, option_logits, prepare, read, represent, text_log_probs
 from personae.steering import talk
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 _SAID = 0.3  # weight of what was said in the target; the rest are the opinion model's probabilities
 _SPOKEN = 64  # questions that are also answered by text and in sentences
-_SENTENCES, _OPEN = 12, 4  # replies of a step: to a question of the survey, to an open one
+_SENTENCES, _OPEN = 10, 4  # replies of a step: to a question of the survey, to an open one
 _STEP_TOKENS = 2048  # tokens of continuations in a step, where the prompt is not shared
 _VALIDATION = 0.05  # share of the people who are held out to stop early
 
@@ -43,12 +43,16 @@ class AnswersAndTalk:
         questions = survey.questions
         self.letters = prepare(lm, [letters_prompt(lm, q.text, q.options, placement) for q in questions])
         self.spoken = np.sort(rng.choice(len(questions), min(_SPOKEN, len(questions)), replace=False))
-        some = [questions[j] for j in self.spoken]
-        self.texts = prepare(lm, [text_prompt(lm, q.text, q.options, placement) for q in some])
+        texts = [text_prompt(lm, q.text, q.options, placement) for q in questions]
+        self.texts = prepare(lm, [texts[j] for j in self.spoken])
         # Few questions are put in several ways, so that a chat's wording matters less than its subject.
         self.talked = np.tile(self.spoken, max(1, _SPOKEN // len(self.spoken)))
         said = [talk.ask(questions[j], rng) for j in self.talked]
         self.talks = prepare(lm, [self._chat(text, placement) for text in [*said, *talk.OPEN]])
+        # Every question's representation in each format, for the trunk that is warm-started without the LM.
+        if recipe == "contextual":
+            chats = [self._chat(talk.ask(q, rng), placement) for q in questions]
+            self.views = [self.letters.representation, represent(lm, texts), represent(lm, chats)]
         self.vectors = torch.as_tensor(people.vectors_).float().to(lm.device)
         # Option of each person and question, -1 where there is no answer: (N, Q) int16
         self.given = np.full((len(people.vectors_), len(questions)), -1, dtype=np.int16)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from personae.lm.frozen import FrozenLM
 from personae.lm.prompts import LETTERS, letter_ids
 from personae.lm.reading import KeyValues
-from personae.people.text_opinion_model import PersonContext
+from personae.people.text_opinion_model import ANCHORS, PersonContext
 
 FORMATS = ("letters", "text", "talk")  # the ways in which the LM is read; each is a view of the context
 # Text of the LM's vocabulary from which each format's virtual tokens start.
@@ -75,10 +75,11 @@ class ContextualNetwork(nn.Module):
     -----
     With f the features of `PersonContext` and p the option probabilities that it reads from them::
 
-        virtual = start + scale * (W f + sum_k p_k letter_k)
+        virtual = start + scale * (W f + sum_k p_k word_k)
 
-    The last term (only where the prompt lists lettered options) starts as the expected embedding of the letters: it
-    tells the LM in its own vocabulary what the features would say, and the LM's feedback trains all of it.
+    The last term says in learned words where on the question's scale the features stand: one word a letter where the
+    prompt lists lettered options, starting as the letters' own embeddings; one word an anchor of the scale (lowest to
+    highest option) where the answer is a text or a sentence. The LM's feedback trains all of it.
     """
 
     def __init__(self, lm: FrozenLM, trunk: PersonContext, n_tokens: dict[str, int], prefix: bool) -> None:
@@ -92,14 +93,17 @@ class ContextualNetwork(nn.Module):
             named = lm.embed(letter_ids(lm, len(LETTERS))).float().cpu() / self.slot.scale
             letters[:, : n_tokens["letters"] * self.slot.width] = named.repeat(1, n_tokens["letters"])
         self.letters = nn.Parameter(letters)
+        self.anchors = nn.ParameterDict({f: torch.zeros(ANCHORS, self.slot.most) for f in FORMATS if f != "letters"})
 
     def forward(self, vectors: Tensor, h: Tensor, format: str, n_options: list[int] | None) -> Tensor | KeyValues:
         """Virtual tokens of people (N, D) or (C, N, D) in contexts (C, 2H)."""
         features = self.trunk(vectors, h, FORMATS.index(format))
         numbers = self.out(features)
-        if format == "letters" and n_options is not None:
-            p = torch.softmax(self.trunk.option_logits(features, n_options), -1)  # (C, N, K)
+        if format == "letters":
+            p = torch.softmax(self.trunk.option_logits(features, n_options or [ANCHORS] * len(h)), -1)  # (C, N, K)
             numbers = numbers + p @ self.letters[: p.shape[-1]]
+        else:
+            numbers = numbers + torch.softmax(self.trunk.scale_readout(features), -1) @ self.anchors[format]
         return self.slot(numbers, format)
 
 

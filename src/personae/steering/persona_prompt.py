@@ -123,7 +123,7 @@ class PersonaPrompt(Steerer):
             self.text_model_ = None
             if self.recipe == "contextual":
                 self.text_model_ = TextOpinionModel(random_state=self.random_state)
-                self.text_model_.fit(survey, people, task.letters.representation.cpu().numpy())
+                self.text_model_.fit(survey, people, torch.stack(task.views).cpu().numpy())
             task.network = self.network_ = self._build(task, people).to(self.lm_.device)
         schedule = Schedule(
             steps=self.steps,
@@ -150,8 +150,7 @@ class PersonaPrompt(Steerer):
             vectors = torch.as_tensor(people.vectors_).float()
             return PaperNetwork(self.lm_, vectors, self.n_tokens_, prefix)
         assert self.text_model_ is not None
-        views = [prepared.representation.cpu().numpy() for prepared in (task.letters, task.texts, task.talks)]
-        trunk = self.text_model_.network_.seen_as(views)
+        trunk = self.text_model_.network_.without_dropout()
         return ContextualNetwork(self.lm_, trunk, self.n_tokens_, prefix)
 
     # answering -------------------------------------------------------------------------------------------------
