@@ -48,7 +48,7 @@ _ITEMS = (
     "the military, armaments and defense",
 )
 QUESTIONS: Questions = tuple((_STEM.format(item), ("too little", "about right", "too much")) for item in _ITEMS)
-_PLAIN_BATCH = 16  # rows; the fastest of 4, 8, 16, 32 for the plain way
+_PLAIN_BATCH = 16  # rows; of 4, 8, 16 and 32 the best for the plain way, in seconds and memory together
 
 
 def steer(
