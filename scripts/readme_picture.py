@@ -1,6 +1,6 @@
 """The README's picture, from a bundle: where people stand, and how the steered LM answers as opposed cohorts.
 
-    python scripts/readme_picture.py demo-bundle docs/images/people.png
+python scripts/readme_picture.py demo-bundle docs/images/people.png
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ _PUBLIC = {
     "PersonaPrompt": "personae.steering.persona_prompt",
     "Bundle": "personae.bundle",
 }
-__all__ = [*_PUBLIC, "__version__"]  # noqa: PLE0604
+__all__ = [*_PUBLIC, "__version__"]
 
 
 def __getattr__(name: str) -> Any:

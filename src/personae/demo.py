@@ -129,7 +129,7 @@ def _cohort_table(cohorts: Cohorts) -> Table:
     ):
         table.add_column(name, justify=justify)  # type: ignore[arg-type]
     for row in cohorts.summary_.to_dict("records"):
-        table.add_row(f"cohort-{row['cohort']}", f"{row['people']:,}", f"{row['share']:.0%}", escape(row["label"]))
+        table.add_row(row["cohort"], f"{row['people']:,}", f"{row['share']:.0%}", escape(row["label"]))
     return table
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
+from rich.console import Console
 from safetensors.torch import load_file, save_file
 
 from personae.data.survey import Question, Survey
@@ -117,11 +118,13 @@ class PersonaPrompt(Steerer):
             A file, replaced at intervals; ``resume`` goes on from it to the same result.
         """
         self._settle()
-        with torch.random.fork_rng(devices=[]):
+        waiting = Console(stderr=True, quiet=not progress).status("the language model reads the questions")
+        with torch.random.fork_rng(devices=[]), waiting:
             torch.manual_seed(self.random_state)
             task = AnswersAndTalk(self.lm_, survey, people, self.placement_, self.recipe, self.random_state)
             self.text_model_ = None
             if self.recipe == "contextual":
+                waiting.update("learning what people make of the questions, without the language model")
                 self.text_model_ = TextOpinionModel(random_state=self.random_state)
                 self.text_model_.fit(survey, people, torch.stack(task.views).cpu().numpy())
             task.network = self.network_ = self._build(task, people).to(self.lm_.device)
