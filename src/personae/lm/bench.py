@@ -1,4 +1,4 @@
-"""How much the shared context saves: the same answers of 8 questions x 32 people, this way and the plain way.
+"""How much the shared context saves: the same answers of 8 questions x many people, this way and the plain way.
 
 *This way*: each question is encoded once, a person costs virtual tokens only, logits are read for the letters.
 *The plain way*: every answer is a row of its own [question, virtual tokens], run in batches with logits for every
@@ -86,7 +86,7 @@ def steer(
 
 def simulate(
     questions: Questions | None = None,
-    people: int = 32,
+    people: int = 256,
     tokens: int = 2,
     repeats: int = 5,
     plain_people: int = 2,

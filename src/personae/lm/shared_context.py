@@ -54,20 +54,6 @@ class Context:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def select(self, rows: Sequence[int]) -> Context:
-        """The given contexts, cut to the longest of them."""
-        index = torch.as_tensor(rows, device=self.lengths.device)
-        length = self.lengths[index]
-        longest = int(length.max())
-        return Context(
-            [self.ids[r] for r in rows],
-            [k[index, :, :longest] for k in self.keys],
-            [v[index, :, :longest] for v in self.values],
-            length,
-            self.last[index],
-            self.mean[index],
-        )
-
 
 def encode(model: PreTrainedModel, ids: Sequence[Sequence[int]], pad: int = 0) -> Context:
     """Run C contexts through the LM once, without gradient.

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
 _QUESTIONS = 16  # questions of one pass at inference
 _TALK_TOKENS = 8
-_ROW_TOKENS = 16_384  # tokens of continuations of one pass at inference
+_ROW_TOKENS = 1024  # tokens of continuations of one pass at inference; larger passes leave the cache of a CPU
 
 
 class PersonaPrompt(Steerer):

@@ -45,7 +45,9 @@ def quick(monkeypatch) -> None:
     monkeypatch.setattr(persona_prompt, "TextOpinionModel", partial(TextOpinionModel, width=16, steps=40))
 
 
-def test_the_whole_way(source, tmp_path, capfd):
+def test_the_whole_way(source, tmp_path, monkeypatch, capfd):
+    chat = persona_prompt.PersonaPrompt.chat
+    monkeypatch.setattr(persona_prompt.PersonaPrompt, "chat", lambda *a, **how: "So [/bold] be it. " + chat(*a, **how))
     result = run(str(source), tmp_path / "bundle", steps=6, new_questions=0.25, rows=60, question="More [/dim] roads?")
     printed = capfd.readouterr().out
     assert set(result["tables"]) == {SEEN, NEW}
@@ -66,6 +68,7 @@ def test_the_whole_way(source, tmp_path, capfd):
     assert all(f"cohort-{cohort['cohort']}" in printed for cohort in cohorts)
     assert len(result["replies"]) == 2
     assert "More [/dim] roads?" in printed
+    assert printed.count("So [/bold] be it.") == 2
     assert "[red] no" in printed or "[/b] yes" in printed
 
     bundle = Bundle.open(tmp_path / "bundle")
@@ -87,12 +90,6 @@ def test_quiet_and_the_same_again(source, tmp_path, capfd):
     assert first == again  # into the same folder: a bundle is replaced
     assert list(first["tables"]) == [SEEN]
     assert first["seed"] == 3
-
-
-def test_a_reply_that_looks_like_markup_is_printed_as_it_is(source, tmp_path, monkeypatch, capfd):
-    monkeypatch.setattr(persona_prompt.PersonaPrompt, "chat", lambda *_, **__: "So [/bold] be [it]")
-    run(str(source), tmp_path / "bundle", steps=1, rows=10)
-    assert capfd.readouterr().out.count("So [/bold] be [it]") == 2
 
 
 def test_a_folder_of_something_else_is_refused_before_the_work(source, tmp_path, monkeypatch):

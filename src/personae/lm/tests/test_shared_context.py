@@ -157,16 +157,6 @@ def test_neighbours_order_and_padding_do_not_matter(tiny):
     assert_close(lm.extend(lm.encode(CONTEXTS), padded)[:, :, :2], together)
 
 
-def test_select_cuts_to_the_longest_left(tiny):
-    lm = tiny("llama")
-    context = lm.encode(CONTEXTS)
-    chosen = context.select([2, 1])
-    assert chosen.ids == [CONTEXTS[2], CONTEXTS[1]]
-    assert chosen.keys[0].shape[2] == 6
-    x = virtual(lm, n=2, m=2)
-    assert_close(lm.extend(chosen, x[[2, 1]]), lm.extend(context, x)[[2, 1]])
-
-
 def test_encode_gives_last_and_mean_hidden_state(tiny):
     lm = tiny("qwen3")
     context = lm.encode(CONTEXTS)

@@ -158,7 +158,7 @@ def test_an_option_keeps_its_probability_wherever_it_is_listed(steerer, lm, peop
 def test_beats_the_majority_on_held_out_answers(lm, camps):
     held = hold_out(camps(), seed=1)
     people = OpinionModel(n_components=1).fit(held.train)
-    steerer = PersonaPrompt(lm, steps=60).fit(held.train, people, progress=False)
+    steerer = PersonaPrompt(lm, steps=40).fit(held.train, people, progress=False)
     rows = people.respondent_ids_.get_indexer(held.seen.respondents)
     p = steerer.predict_proba_vectors(torch.as_tensor(people.vectors_).float(), held.train.questions)
     right, nll = held.seen.losses(p[rows, held.seen.question])
@@ -176,15 +176,15 @@ def test_training_lowers_the_loss(lm, camps, recipe):
     survey = camps(60, 4)
     people = OpinionModel(n_components=1).fit(survey)
     tasks = []
-    for steps in (1, 50):
+    for steps in (1, 30):
         steerer = PersonaPrompt(lm, recipe, steps=steps).fit(survey, people, progress=False)
         task = AnswersAndTalk(lm, survey, people, steerer.placement_, recipe, 0)
         task.network = steerer.network_
         tasks.append(task)
     with torch.no_grad():
-        first, last = (np.mean([task.loss(step)[0].item() for step in range(1000, 1008)]) for task in tasks)
+        first, last = (np.mean([task.loss(step)[0].item() for step in range(1000, 1004)]) for task in tasks)
     assert last < 0.98 * first
-    assert steerer.history_[-1]["step"] == 50
+    assert steerer.history_[-1]["step"] == 30
     assert {"step", "loss", "nll", "accuracy"} <= steerer.history_[-1].keys()
 
 
@@ -192,7 +192,7 @@ def test_talk_learns_who_says_what(lm, camps):
     """The camp that answers yes finds the sentence that says yes likelier than the other camp does."""
     survey = camps(60, 2, 4.0, opposed=False)
     people = OpinionModel(n_components=1).fit(survey)
-    steerer = PersonaPrompt(lm, steps=60).fit(survey, people, progress=False)
+    steerer = PersonaPrompt(lm, steps=40).fit(survey, people, progress=False)
     camp = torch.as_tensor(people.vectors_.reshape(2, 30, -1).mean(1))
     for question in survey.questions:
         prepared = prepare(lm, [chat_prompt(lm, [{"role": "user", "content": question.text}], steerer.placement_)])
@@ -209,7 +209,7 @@ def test_same_seed_same_network_bit_for_bit(lm, mixed, people, recipe):
     def fit(seed: int, noise: int) -> dict[str, torch.Tensor]:
         torch.manual_seed(noise)  # what the caller drew before must not matter
         np.random.seed(noise)  # noqa: NPY002
-        return PersonaPrompt(lm, recipe, steps=6, random_state=seed).fit(mixed, people, progress=False)
+        return PersonaPrompt(lm, recipe, steps=4, random_state=seed).fit(mixed, people, progress=False)
 
     first, again, other = fit(0, 1), fit(0, 2), fit(1, 1)
     mine, same = first.network_.state_dict(), again.network_.state_dict()
@@ -234,20 +234,20 @@ def test_quiet_without_progress(lm, mixed, people, capfd):
 @pytest.mark.parametrize("recipe", ["contextual", "paper"])
 def test_interrupted_and_resumed_is_the_same_network(lm, mixed, people, tmp_path, monkeypatch, recipe):
     monkeypatch.setattr(persona_prompt, "Schedule", partial(Schedule, checkpoint_every=3, validate_every=2))
-    whole = PersonaPrompt(lm, recipe, steps=8).fit(mixed, people, progress=False)
+    whole = PersonaPrompt(lm, recipe, steps=5).fit(mixed, people, progress=False)
     file = tmp_path / "training.safetensors"
     loss = AnswersAndTalk.loss
 
     def interrupted(task, step):
-        if step == 5:
+        if step == 4:
             raise KeyboardInterrupt
         return loss(task, step)
 
     monkeypatch.setattr(AnswersAndTalk, "loss", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        PersonaPrompt(lm, recipe, steps=8).fit(mixed, people, file, progress=False)
+        PersonaPrompt(lm, recipe, steps=5).fit(mixed, people, file, progress=False)
     monkeypatch.setattr(AnswersAndTalk, "loss", loss)
-    resumed = PersonaPrompt(lm, recipe, steps=8).fit(mixed, people, file, resume=True, progress=False)
+    resumed = PersonaPrompt(lm, recipe, steps=5).fit(mixed, people, file, resume=True, progress=False)
     weights = whole.network_.state_dict()
     assert all(torch.equal(v, weights[n]) for n, v in resumed.network_.state_dict().items())
     assert resumed.history_ == whole.history_
