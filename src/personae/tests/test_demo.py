@@ -65,7 +65,7 @@ def test_the_whole_way(source, tmp_path, monkeypatch, capfd):
     # Printed is what was found, and nothing of a user's text is taken for markup.
     cohorts = result["cohorts"]
     assert sum(cohort["people"] for cohort in cohorts) == 60
-    assert all(f"cohort-{cohort['cohort']}" in printed for cohort in cohorts)
+    assert all(cohort["cohort"] in printed for cohort in cohorts)
     assert len(result["replies"]) == 2
     assert "More [/dim] roads?" in printed
     assert printed.count("So [/bold] be it.") == 2
