@@ -36,7 +36,7 @@ QUESTIONS = {
     "natcrime": ("crime", "security", "fighting crime"),
     "natdrug": ("drug addiction", "health and education", "dealing with drug addiction"),
     "nateduc": ("education", "health and education", "education"),
-    "natrace": ("Black Americans", "social", "improving the conditions of Black Americans"),
+    "natrace": ("the conditions of Black Americans", "social", "improving the conditions of Black Americans"),
     "natarms": ("defense", "security", "the military and national defense"),
     "nataid": ("foreign aid", "security", "aid to other countries"),
     "natfare": ("welfare", "social", "welfare and assistance to the poor"),

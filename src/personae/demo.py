@@ -18,9 +18,8 @@ from personae.evaluation.holdout import hold_out
 from personae.evaluation.table import Fitted, compare
 from personae.people.cohorts import Cohorts
 from personae.people.opinion_model import OpinionModel
+from personae.people.persona import Persona
 from personae.steering.persona_prompt import PersonaPrompt
-
-FREE_QUESTION = "What should the government spend more on, and what less?"
 
 
 def run(
@@ -30,7 +29,7 @@ def run(
     new_questions: float = 0.0,
     rows: int = 2000,
     seed: int = 0,
-    question: str = FREE_QUESTION,
+    question: str | None = None,
     quiet: bool = False,
 ) -> dict[str, Any]:
     """Fit and steer on a survey, and print what it is worth on answers that were held out.
@@ -47,8 +46,8 @@ def run(
         Share of the questions kept out of training whole, and compared in a second table.
     rows : int
         Held-out answers a row of the tables.
-    question : str
-        Asked in free words to the two most opposed cohorts.
+    question : str, optional
+        Asked in free words to the two most opposed cohorts; by default about what divides them most.
     quiet : bool
         Print nothing but progress (for ``--json``).
 
@@ -90,9 +89,11 @@ def run(
         say.print(_result_table(name, table))
 
     title("5  The same question to the two most opposed cohorts")
+    opposed = _opposed(cohorts)
+    question = question or _dividing(people, opposed)
     say.print(f"[italic]{escape(question)}[/italic]")
     replies = {}
-    for cohort in _opposed(cohorts):
+    for cohort in opposed:
         replies[cohort.name] = steerer.chat(question, cohort, max_new_tokens=60)
         said = escape(f"({cohort.label})"), escape(replies[cohort.name])
         say.print(f"[bold]{cohort.name}[/bold] [dim]{said[0]}[/dim]\n  {said[1]}")
@@ -151,7 +152,14 @@ def _result_table(name: str, result: pd.DataFrame) -> Table:
     return table
 
 
-def _opposed(cohorts: Cohorts) -> list[Any]:
+def _dividing(people: OpinionModel, pair: list[Persona]) -> str:
+    """A free question about what the two would answer most differently."""
+    p = people.predict_proba(pair)  # (2, Q, K)
+    most = people.questions_[int(np.abs(p[0] - p[1]).sum(-1).argmax())]
+    return f"Let's talk about {most.title}. What is your view?" if most.title else most.text
+
+
+def _opposed(cohorts: Cohorts) -> list[Persona]:
     """The two cohorts whose centroids are farthest apart."""
     vectors = np.stack([c.vector for c in cohorts])
     distance = np.linalg.norm(vectors[:, None] - vectors, axis=-1)

@@ -25,7 +25,11 @@ from personae.cli.common import BundlePath, command, print_json
 @click.option(
     "--rows", metavar="N", type=click.IntRange(50), default=2000, show_default=True, help="Held-out answers a row."
 )
-@click.option("--question", metavar="TEXT", help="The free question that the two most opposed cohorts are asked.")
+@click.option(
+    "--question",
+    metavar="TEXT",
+    help="What the two most opposed cohorts are asked; by default about what divides them most.",
+)
 @click.option(
     "--seed",
     metavar="N",
@@ -48,8 +52,8 @@ def demo(
 
     A fifth of the answers is held out; the table at the end says how well each way predicts them.
     """
-    from personae.demo import FREE_QUESTION, run
+    from personae.demo import run
 
-    found = run(survey, out, steps, new_questions, rows, seed, question or FREE_QUESTION, quiet=as_json)
+    found = run(survey, out, steps, new_questions, rows, seed, question, quiet=as_json)
     if as_json:
         print_json(found)
