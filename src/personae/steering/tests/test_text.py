@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from personae.data.survey import Question, Survey
-from personae.lm.prompts import letter_ids, letters_prompt, text_prompt
+from personae.lm.prompts import answer_ids, letter_ids, letters_prompt, text_prompt
 from personae.lm.tiny import tiny_lm
 from personae.people.persona import Persona
 from personae.steering import text
@@ -85,6 +85,19 @@ def test_the_probabilities_are_the_lms_own(lm):
     expected = torch.softmax(logits[letter_ids(lm, 4)], -1).numpy()
     p = TextPrompt(lm).fit().predict_proba(PEOPLE[:1], [question])[0, 0]
     np.testing.assert_allclose(p, expected, atol=1e-5)
+
+
+def test_texts_are_read_by_the_mean_of_their_log_probabilities(lm):
+    question = QUESTIONS[2]
+    prompt = text_prompt(lm, question.text, question.options, "before").text_ids
+    scores = []
+    for option in question.options:
+        answer = answer_ids(lm, option)
+        with torch.no_grad():
+            logits = lm.model(input_ids=torch.tensor([prompt + answer])).logits[0, len(prompt) - 1 : -1]
+        scores.append(logits.log_softmax(-1)[range(len(answer)), answer].mean())
+    p = TextPrompt(lm).fit().predict_proba(PEOPLE[:1], [question], "text")[0, 0]
+    np.testing.assert_allclose(p, torch.stack(scores).softmax(0).numpy(), atol=1e-5)
 
 
 def test_talks_as_who_it_is_told_to_be(told):
