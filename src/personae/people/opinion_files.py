@@ -32,6 +32,7 @@ def save(model: OpinionModel, folder: Path) -> None:
         "n_respondents": len(model),
         "n_questions": len(model.questions_),
         "strength": model.strength_,
+        "confidence": model.confidence_,
         "validation": model.validation_,
         "fingerprint": model.fingerprint_,
     }
@@ -60,6 +61,7 @@ def load(folder: Path) -> OpinionModel:
     d = facts["n_components"]
     model = OpinionModel(**facts["params"])
     model.strength_, model.validation_ = facts["strength"], facts["validation"]
+    model.confidence_ = facts.get("confidence", 1.0)  # earlier files have none: read-outs as they were fitted
     model.fingerprint_, model.survey_ = facts["fingerprint"], None
     model.questions_ = tuple(Question(r["id"], r["text"], tuple(r["options"]), r["title"], r["topic"]) for r in table)
     model.respondent_ids_ = pd.Index(traits.index, name="respondent", dtype=object)

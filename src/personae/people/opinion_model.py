@@ -45,6 +45,8 @@ class OpinionModel(BaseEstimator):
         Mean posterior covariance of the fitted people.
     strength_ : float
         The chosen strength of the read-outs.
+    confidence_ : float
+        The chosen share, 0 to 1, of the way from a question's marginal to the read-out's logits.
     validation_ : list of dict
         What the inner validation saw.
     questions_, respondent_ids_, traits_
@@ -59,6 +61,11 @@ class OpinionModel(BaseEstimator):
     regularisation is learned (`personae.people.als.factorize`): there is no strength to tune. The posterior of a person
     given the question factors is Gaussian in closed form, for the fitted and for new people alike. Option
     probabilities come from one shrunken multinomial logit a question (`personae.people.readout.fit_readout`).
+
+    The factors of a small survey fit its own people too well, and with them the read-outs are overconfident. So the
+    logits keep only a share of their distance from those of the question's smoothed marginal, and the share is chosen
+    by answers that no part of the model saw (`personae.people.choice.choose`): a survey without structure, or too
+    small to show it, gets its marginals.
 
     The squared distance of two person vectors is the mean squared difference of their predicted standardised answers
     over all questions.
@@ -104,13 +111,14 @@ class OpinionModel(BaseEstimator):
         d = self.n_components
         if d != "auto" and not (isinstance(d, (int, np.integer)) and 1 <= d <= most):
             raise ValueError(f'n_components is {d!r}; it is "auto" or an integer from 1 to {most} for this survey')
-        d, self.strength_, self.validation_ = choose(survey, None if d == "auto" else int(d), self.random_state)
+        chosen = choose(survey, None if d == "auto" else int(d), self.random_state)
+        d, self.strength_, self.confidence_, self.validation_ = chosen
         self.questions_, self.respondent_ids_ = survey.questions, survey.respondent_ids
         self.survey_: Survey | None = survey
         self.traits_, self.fingerprint_ = survey.traits, survey.fingerprint
         scale = self._scale = Scale.of(survey)
         model = factorize(scale.answers(survey), d, seed=self.random_state)
-        self._readout = readout_of(model, scale, survey, self.strength_)
+        self._readout = readout_of(model, scale, survey, self.strength_).tempered(self.confidence_, survey)
         self.typical_covariance_ = model.people.mean_covariance()
         nothing = np.empty((0, 0), np.float32)  # covariances are computed on demand, not kept for everybody
         model.people = Side(model.people.mean, nothing, model.people.prior, d + 1)

@@ -12,6 +12,7 @@ import numpy as np
 import scipy.sparse as sp
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+from personae.data.survey import Survey
 from personae.people.als import Factorization, unpack
 
 _INTERCEPT_STRENGTH = 3.0  # a few answers do not move the smoothed marginal
@@ -51,6 +52,14 @@ class Readout:
             moved = (vectors + roots @ point).astype(np.float32)
             total += _softmax((moved @ w).reshape(total.shape) + a)
         return total / np.float32(len(points))
+
+    def tempered(self, confidence: float, survey: Survey) -> Readout:
+        """Logits that go only this share of the way from the smoothed marginals of this survey's questions."""
+        open_ = np.isfinite(self.intercepts)
+        share = (survey.option_counts() + open_) / (survey.option_counts().sum(1) + open_.sum(1))[:, None]
+        marginal = np.log(np.where(open_, share, 1)).astype(np.float32)
+        mixed = marginal + confidence * (np.where(open_, self.intercepts, 0) - marginal)
+        return Readout(self.weights * np.float32(confidence), np.where(open_, mixed, -np.inf).astype(np.float32))
 
     def predict_proba_pairs(
         self, vectors: np.ndarray, person: np.ndarray, question: np.ndarray, roots: np.ndarray | None = None

@@ -4,7 +4,7 @@ from personae.people.choice import STRENGTHS, choose
 
 
 def test_goes_up_only_while_it_pays(make):
-    d, strength, seen = choose(make(n=400, q=60, d=2, noise=0.3), None, 0)
+    d, strength, _, seen = choose(make(n=400, q=60, d=2, noise=0.3), None, 0)
     assert d == 4
     assert [v["n_components"] for v in seen if "n_components" in v] == [4, 8]
     losses = {v["strength"]: v["nll"] for v in seen if "strength" in v}
@@ -17,11 +17,11 @@ def test_a_richer_survey_gets_a_larger_dimension(make):
 
 
 def test_a_given_dimension_is_kept(survey):
-    d, _, seen = choose(survey, 3, 0)
+    d, _, _, seen = choose(survey, 3, 0)
     assert d == 3
     assert len(seen) == 1 + len(STRENGTHS)
 
 
 def test_nothing_to_hold_out(survey):
     one = survey.keep_answers(np.arange(survey.n_answers) == 0)
-    assert choose(one, None, 0) == (4, STRENGTHS[0], [])
+    assert choose(one, None, 0) == (4, STRENGTHS[0], 0.0, [])

@@ -44,6 +44,38 @@ def test_two_answers_are_no_worse_than_the_marginals(make, halve):
         assert likelihood(p, hidden) < base + 0.01
 
 
+def yes_or_no(n, q, flips, seed):
+    """Two camps that disagree about everything, except that a share of the answers is flipped."""
+    rng = np.random.default_rng(seed)
+    said = np.outer(rng.choice([-1, 1], n), rng.choice([-1, 1], q)) * np.where(rng.random((n, q)) < flips, -1, 1)
+    person, question = np.indices((n, q)).reshape(2, -1)
+    questions = [Question(f"q{j}", "?", ("no", "yes")) for j in range(q)]
+    return Survey(questions, [f"r{i}" for i in range(n)], person, question, (said.ravel() > 0).astype(int))
+
+
+def gains(surveys, halve):
+    """Held-out likelihood gained on the marginal, and accuracy, mean over surveys."""
+    rows = []
+    for survey in surveys:
+        train, test = halve(survey)
+        people = OpinionModel().fit(train)
+        p = people.predict_proba_pairs(test.respondent, test.question)
+        gain = likelihood(marginal(train, test), test) - likelihood(p, test)
+        rows.append((gain, (p.argmax(1) == test.option).mean()))
+    return np.mean(rows, axis=0)
+
+
+def test_a_small_survey_of_noise_gets_its_marginals(halve):
+    gain, _ = gains([yes_or_no(60, 6, 0.5, seed) for seed in range(4)], halve)
+    assert gain > -0.02
+
+
+def test_a_small_survey_with_structure_is_predicted_without_overconfidence(halve):
+    gain, accuracy = gains([yes_or_no(60, 6, 0.05, seed) for seed in range(4)], halve)
+    assert gain > 0.25
+    assert accuracy > 0.88
+
+
 def test_dimension_is_chosen_by_validation(make):
     people = OpinionModel().fit(make(n=400, q=60, d=2, noise=0.3))
     assert people.n_components_ == 4
@@ -245,6 +277,7 @@ def test_save_and_load(people, survey, tmp_path):
     assert loaded.survey_ is None
     assert loaded.fingerprint_ == survey.fingerprint
     assert loaded.get_params() == people.get_params()
+    assert loaded.confidence_ == people.confidence_
     assert np.array_equal(loaded.predict_proba(people.vectors_), people.predict_proba(people.vectors_))
     answers = {"q0": "level 2", "q9": "level 0"}
     assert loaded.fold_in(answers) == people.fold_in(answers)
