@@ -102,15 +102,26 @@ def _lm_rows(fitted: Fitted, seed: int) -> Iterator[Row]:
     raw = TextPrompt(steerer.lm_).fit()
     told = TextPrompt(steerer.lm_, describe_by_traits(fitted.train)).fit()
 
-    def steered(of: torch.Tensor) -> Predict:
-        return lambda p: _by_question(p, lambda who, q: steerer.predict_proba_vectors(of[who], [q])[:, 0], people)
+    shuffled = vectors[np.random.default_rng(seed).permutation(len(vectors))]
+    sets = [shuffled, centroids[fitted.cohorts.labels_], vectors]
+    done: dict[int, np.ndarray] = {}
+
+    def steered(which: int) -> Predict:
+        """All three sets share one pass a question, made when the first of them is asked for."""
+
+        def predict(pairs: Pairs) -> np.ndarray:
+            if id(pairs) not in done:
+                done[id(pairs)] = _by_question(steerer, sets, _rows(people, pairs), pairs)
+            return done[id(pairs)][which]
+
+        return predict
 
     yield "raw LM", lambda p: _by_text(raw, p), False
     if fitted.train.traits.shape[1]:
         yield "LM with traits as text", lambda p: _by_text(told, p), True
-    yield "steered LM, shuffled people", steered(vectors[np.random.default_rng(seed).permutation(len(vectors))]), False
-    yield "steered LM, cohort", steered(centroids[fitted.cohorts.labels_]), False
-    yield "steered LM, person", steered(vectors), False
+    yield "steered LM, shuffled people", steered(0), False
+    yield "steered LM, cohort", steered(1), False
+    yield "steered LM, person", steered(2), False
 
 
 def _columns(train: Survey) -> Callable[[Pairs], np.ndarray]:
@@ -121,14 +132,13 @@ def _rows(people: OpinionModel, pairs: Pairs) -> np.ndarray:
     return people.respondent_ids_.get_indexer(pd.Index(pairs.respondents))
 
 
-def _by_question(pairs: Pairs, predict: Callable, people: OpinionModel) -> np.ndarray:
-    """Fill (n, K) question by question: the people who answered it share it."""
-    who = _rows(people, pairs)
-    out = np.zeros((len(pairs), max(len(q.options) for q in pairs.questions)), dtype=np.float32)
+def _by_question(steerer: PersonaPrompt, sets: list[torch.Tensor], who: np.ndarray, pairs: Pairs) -> np.ndarray:
+    """Probabilities (sets, n, K): the people who answered a question share it, whatever vectors stand for them."""
+    out = np.zeros((len(sets), len(pairs), max(len(q.options) for q in pairs.questions)), dtype=np.float32)
     for j in np.unique(pairs.question):
         at = np.flatnonzero(pairs.question == j)
-        p = predict(who[at], pairs.questions[j])
-        out[at, : p.shape[1]] = p
+        p = steerer.predict_proba_vectors(torch.cat([s[who[at]] for s in sets]), [pairs.questions[j]])[:, 0]
+        out[:, at, : p.shape[1]] = p.reshape(len(sets), len(at), -1)
     return out
 
 

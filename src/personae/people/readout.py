@@ -152,9 +152,11 @@ def _prior_mean(
     count = taken.sum(1)
     variance = ((miss**2 * taken).sum(1) + 10 * _expected_error(model, group)) / (count + 10)
     marginal = (given.sum(1) + 1) / (count + n_options)[:, None]
-    line[:, -1] -= (predicted * taken).sum(1) / np.maximum(count, 1)  # the marginal is that of the average prediction
+    average = (predicted * taken).sum(1) / np.maximum(count, 1)
+    line[:, -1] -= average  # the marginal is that of the average prediction
+    explained = ((predicted - average[:, None]) ** 2 * taken).sum(1) / np.maximum(count, 1)
     prior = scores[:, :, None] * (line / variance[:, None])[:, None, :]
-    prior[:, :, -1] += np.log(marginal)
+    prior[:, :, -1] += np.log(marginal) - scores**2 * (explained / (2 * variance))[:, None]
     return (prior * (np.arange(scores.shape[1]) < n_options[:, None])[:, :, None]).astype(np.float32)
 
 

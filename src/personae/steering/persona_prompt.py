@@ -143,6 +143,9 @@ class PersonaPrompt(Steerer):
             raise ValueError(f'recipe is "contextual" or "paper", not "{self.recipe}"')
         contextual = self.recipe == "contextual"
         self.placement_: Placement = self.placement or ("late" if contextual else "prefix")
+        for name, value in (("steps", self.steps), ("n_tokens", self.n_tokens)):
+            if value is not None and value < 1:
+                raise ValueError(f"{name} is {value}; it is at least 1")
         read = self.n_tokens or (2 if contextual else 1)
         self.n_tokens_ = {"letters": read, "text": read, "talk": _TALK_TOKENS if contextual else read}
         self.lm_ = self.lm if isinstance(self.lm, FrozenLM) else FrozenLM.load(self.lm)
