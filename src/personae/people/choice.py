@@ -14,7 +14,7 @@ from personae.people.readout import Readout, fit_readout
 DIMENSIONS = (4, 8, 16)
 STRENGTHS = (100.0, 300.0, 1000.0)
 CONFIDENCES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
-_CONFIDENCE_STRENGTH = 4.0  # nats against full confidence before any answer is seen
+_CONFIDENCE_STRENGTH = 4.0  # nats that the held-out answers must bring for full confidence
 _JUDGED = 5000  # held-out answers are enough from here on
 _WORTH_DOUBLING = 0.998  # a doubled dimension must bring the error below this share
 _SWEEPS = 6  # enough to compare dimensions
@@ -32,8 +32,8 @@ def choose(survey: Survey, dimension: int | None, seed: int) -> tuple[int, float
     -----
     The factors of a small survey fit its people better than they fit anybody, which leave-one-out vectors do not show
     because the factors saw the answer left out. Answers that no part of the model saw do, so they choose how far the
-    logits go from the question's marginal. The choice is the mode of the posterior under a prior that leans on
-    confidence 0, in other words a few hundred answers must vouch for a confidence and a few do not.
+    logits go from the question's marginal. The losses get a penalty that grows with the square of the confidence but
+    not with the answers (a normal prior around 0), so that a few lucky answers do not vouch for the factors.
     """
     rng = np.random.default_rng(seed)
     fold = (10 * rng.random(survey.n_answers)).astype(int)
@@ -59,11 +59,11 @@ def choose(survey: Survey, dimension: int | None, seed: int) -> tuple[int, float
                 for confidence in CONFIDENCES
             ]
             n += int(asked.sum())
-        lean = losses + _CONFIDENCE_STRENGTH * np.square(CONFIDENCES)
-        at = int(np.argmin(lean))
+        penalised = losses + _CONFIDENCE_STRENGTH * np.square(CONFIDENCES)
+        at = int(np.argmin(penalised))
         seen.append({"strength": strength, "confidence": CONFIDENCES[at], "nll": float(losses[at] / max(n, 1))})
-        if lean[at] < least:
-            best, least = (strength, CONFIDENCES[at]), lean[at]
+        if penalised[at] < least:
+            best, least = (strength, CONFIDENCES[at]), penalised[at]
     return models[0].people.mean.shape[1] - 2, *best, seen
 
 

@@ -100,9 +100,11 @@ def fit_readout(
     Notes
     -----
     The factorisation says z | x ~ N(x . f + c, s^2), which implies a read-out: log p(k | x) = log pi_k +
-    z_k (x . f + c) / s^2 + const. That is the prior mean of the logits, with pi the question's smoothed marginal
-    and s^2 its leave-one-out error; slopes may leave it at the cost of a ridge. So a rare question keeps the
-    factorisation's own answer, and a common one learns options that are not evenly spaced or not even ordered.
+    z_k (x . f + c) / s^2 - z_k^2 r / (2 s^2) + const. That is the prior mean of the logits, with pi the question's
+    smoothed marginal, s^2 its leave-one-out error and r the variance of its predictions. The square keeps a question
+    that is predicted well from going to the outermost option, whether anybody chose it or not.
+    Slopes may leave it at the cost of a ridge. So a rare question keeps the factorisation's own answer, and a common
+    one learns options that are not evenly spaced or not even ordered.
 
     The optimum is found for many questions at once by accelerated steps with the bound Hessian <= X'X / 2 (Böhning,
     "Multinomial logistic regression algorithm", 1992), inverted once.

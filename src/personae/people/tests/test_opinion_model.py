@@ -44,13 +44,14 @@ def test_two_answers_are_no_worse_than_the_marginals(make, halve):
         assert likelihood(p, hidden) < base + 0.01
 
 
-def yes_or_no(n, q, flips, seed):
-    """Two camps that disagree about everything, except that a share of the answers is flipped."""
+def two_camps(n, q, flips, seed, options=("no", "yes")):
+    """Two camps that disagree about everything but for a share of flipped answers; some options nobody chooses."""
     rng = np.random.default_rng(seed)
     said = np.outer(rng.choice([-1, 1], n), rng.choice([-1, 1], q)) * np.where(rng.random((n, q)) < flips, -1, 1)
     person, question = np.indices((n, q)).reshape(2, -1)
-    questions = [Question(f"q{j}", "?", ("no", "yes")) for j in range(q)]
-    return Survey(questions, [f"r{i}" for i in range(n)], person, question, (said.ravel() > 0).astype(int))
+    questions = [Question(f"q{j}", "?", options) for j in range(q)]
+    chosen = (said.ravel() > 0) + (len(options) - 2) // 2
+    return Survey(questions, [f"r{i}" for i in range(n)], person, question, chosen)
 
 
 def gains(surveys, halve):
@@ -66,14 +67,20 @@ def gains(surveys, halve):
 
 
 def test_a_small_survey_of_noise_gets_its_marginals(halve):
-    gain, _ = gains([yes_or_no(60, 6, 0.5, seed) for seed in range(4)], halve)
+    gain, _ = gains([two_camps(60, 6, 0.5, seed) for seed in range(4)], halve)
     assert gain > -0.02
 
 
 def test_a_small_survey_with_structure_is_predicted_without_overconfidence(halve):
-    gain, accuracy = gains([yes_or_no(60, 6, 0.05, seed) for seed in range(4)], halve)
+    gain, accuracy = gains([two_camps(60, 6, 0.05, seed) for seed in range(4)], halve)
     assert gain > 0.25
     assert accuracy > 0.88
+
+
+def test_options_that_nobody_chose_are_not_predicted(halve):
+    gain, accuracy = gains([two_camps(60, 6, 0, seed, tuple("abcd")) for seed in range(2)], halve)
+    assert gain > 0.5
+    assert accuracy == 1
 
 
 def test_dimension_is_chosen_by_validation(make):
