@@ -80,6 +80,9 @@ def run(
     title("3  Teach a frozen language model to answer as any of them")
     steerer = PersonaPrompt(steps=steps or 150, random_state=seed).fit(held.train, people)
 
+    Bundle.write(out, people, cohorts, steerer, account=survey.account)
+    say.print(f"saved in {escape(str(out))}")
+
     title("4  Held-out answers, predicted in every way")
     fitted = Fitted(held.train, people, cohorts, steerer)
     tables = {"held-out answers of seen people": compare(fitted, held.seen, rows, seed=seed)}
@@ -98,7 +101,6 @@ def run(
         said = escape(f"({cohort.label})"), escape(replies[cohort.name])
         say.print(f"[bold]{cohort.name}[/bold] [dim]{said[0]}[/dim]\n  {said[1]}")
 
-    Bundle.write(out, people, cohorts, steerer, account=survey.account)
     title(f"6  Everything is in {out}")
     asked = held.train.questions[0]
     say.print(
