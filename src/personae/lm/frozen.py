@@ -14,8 +14,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 
 from personae.lm import shared_context
 from personae.lm.names import ModelNotFound, no_bars, resolve
-from personae.lm.prompts import Template
 from personae.lm.shared_context import Context
+from personae.lm.template import Template
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class FrozenLM:
         self.model = model.eval().requires_grad_(False)
         self.tokenizer = tokenizer
         self.name = name
-        self.template = Template(self)
+        self.template = Template(tokenizer)
         installed = shared_context.install(model)
         self.shared = installed and self._shared_is_equal()
         if installed and not self.shared:
