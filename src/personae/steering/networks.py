@@ -84,6 +84,7 @@ class ContextualNetwork(nn.Module):
 
     def __init__(self, lm: FrozenLM, trunk: PersonContext, n_tokens: dict[str, int], prefix: bool) -> None:
         super().__init__()
+        self.n_person = len(trunk.z_mean)
         self.trunk = trunk
         self.slot = Slot(lm, n_tokens, prefix)
         self.out = nn.Linear(2 * trunk.width, self.slot.most, bias=False)
@@ -115,6 +116,7 @@ class PaperNetwork(nn.Module):
 
     def __init__(self, lm: FrozenLM, vectors: Tensor, n_tokens: dict[str, int], prefix: bool, hidden: int = 32) -> None:
         super().__init__()
+        self.n_person = vectors.shape[1]
         self.slot = Slot(lm, n_tokens, prefix)
         last = nn.Linear(hidden, self.slot.most)
         nn.init.normal_(last.weight, 0.0, 0.02)

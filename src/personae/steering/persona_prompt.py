@@ -168,8 +168,7 @@ class PersonaPrompt(Steerer):
 
         With placement ``late`` a question is computed once for everybody.
         """
-        vectors = torch.as_tensor(np.stack([p.vector for p in personas])).float()
-        return self.predict_proba_vectors(vectors, questions, read)
+        return self.predict_proba_vectors(self._vectors(personas), questions, read)
 
     @torch.no_grad()
     def predict_proba_vectors(
@@ -221,10 +220,22 @@ class PersonaPrompt(Steerer):
         """See `Steerer.stream`."""
         prompt: Prompt = chat_prompt(self.lm_, messages, self.placement_)
         prepared = prepare(self.lm_, [prompt])
-        vectors = torch.as_tensor(np.stack([p.vector for p in personas])).float().to(self.lm_.device)
-        virtual = self.virtual_tokens(prepared, vectors, "talk")
+        virtual = self.virtual_tokens(prepared, self._vectors(personas), "talk")
         rows = virtual[0] if isinstance(virtual, torch.Tensor) else virtual
         return stream(self.lm_, [prompt] * len(personas), rows, max_new_tokens, temperature, top_p, seeds)
+
+    def _vectors(self, personas: Sequence[Persona]) -> torch.Tensor:
+        """Person vectors (P, D) on the LM's device."""
+        if not personas:
+            raise ValueError("nobody is asked; give at least one persona")
+        wanted = self.network_.n_person
+        for persona in personas:
+            if len(persona.vector) != wanted:
+                raise ValueError(
+                    f'persona "{persona.name}" has {len(persona.vector)} numbers, but this steerer was trained with '
+                    f"vectors of {wanted}: take personas of the opinion model it was trained with"
+                )
+        return torch.as_tensor(np.stack([p.vector for p in personas])).float().to(self.lm_.device)
 
     # files -----------------------------------------------------------------------------------------------------
     def save(self, folder: Path | str) -> None:

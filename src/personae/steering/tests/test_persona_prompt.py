@@ -547,3 +547,12 @@ def test_only_the_contextual_network_sees_the_question(steerer, lm, mixed, peopl
         virtual if isinstance(virtual, torch.Tensor) else virtual[0][0].unflatten(0, (2, -1))
     )  # of two questions
     assert torch.equal(first, second) == (steerer.recipe == "paper")
+
+
+def test_personas_of_another_opinion_model_and_nobody_are_refused(late, people):
+    d = people.vectors_.shape[1]
+    other = Persona("eve", np.zeros(d + 3), np.eye(d + 3), 1.0)
+    with pytest.raises(ValueError, match=f'persona "eve" has {d + 3} numbers'):
+        late.answer("More trams?", ["yes", "no"], other)
+    with pytest.raises(ValueError, match="nobody is asked"):
+        late.answer("More trams?", ["yes", "no"], [])
