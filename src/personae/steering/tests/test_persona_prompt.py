@@ -156,7 +156,7 @@ def test_an_option_keeps_its_probability_wherever_it_is_listed(steerer, lm, peop
 
 # learning --------------------------------------------------------------------------------------------------------
 def test_beats_the_majority_on_held_out_answers(lm, camps):
-    held = hold_out(camps(), seed=1)
+    held = hold_out(camps(240, strength=3.0), seed=1)
     people = OpinionModel(n_components=1).fit(held.train)
     steerer = PersonaPrompt(lm, steps=40).fit(held.train, people, progress=False)
     rows = people.respondent_ids_.get_indexer(held.seen.respondents)
