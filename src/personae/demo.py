@@ -25,7 +25,7 @@ from personae.steering.persona_prompt import PersonaPrompt
 def run(
     source: str = "sample",
     out: Path | None = None,
-    steps: int | None = None,
+    steps: int = 100,
     new_questions: float = 0.0,
     rows: int = 2000,
     seed: int = 0,
@@ -40,8 +40,8 @@ def run(
         ``"sample"`` or anything that `read_survey` takes.
     out : Path, optional
         Where the bundle goes; ``demo-bundle`` by default.
-    steps : int, optional
-        Training steps; 150 by default.
+    steps : int
+        Training steps at most.
     new_questions : float in [0, 1)
         Share of the questions kept out of training whole, and compared in a second table.
     rows : int
@@ -78,7 +78,7 @@ def run(
     say.print(_cohort_table(cohorts))
 
     title("3  Teach a frozen language model to answer as any of them")
-    steerer = PersonaPrompt(steps=steps or 150, random_state=seed).fit(held.train, people)
+    steerer = PersonaPrompt(steps=steps, random_state=seed).fit(held.train, people)
 
     Bundle.write(out, people, cohorts, steerer, account=survey.account)
     say.print(f"saved in {escape(str(out))}")

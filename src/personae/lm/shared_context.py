@@ -26,6 +26,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 ATTENTION = "personae_shared_context"
+_FUSED_KEYS = 2048  # own keys of all continuations of a context up to which the fused kernel is used on a GPU
 _OTHER_TERMS = ("softcap", "position_bias", "s_aux")  # of attention scores; SDPA knows some, this file none
 
 
@@ -164,6 +165,7 @@ class _Shared:
     position: Tensor  # (C, M)
     visible: Tensor  # (C, M, M)
     _biases: dict[int | None, Tensor] = field(default_factory=dict)
+    _masks: dict[int | None, Tensor] = field(default_factory=dict)
 
     def bias(self, sliding_window: int | None) -> Tensor:
         """(C, M, T + M): -inf where a query must not see a key (padding, other branches, beyond the window), else 0."""
@@ -179,6 +181,19 @@ class _Shared:
                 hidden, -torch.inf
             )
         return self._biases[sliding_window]
+
+    def mask(self, sliding_window: int | None, n: int, rep: int, dtype: torch.dtype) -> Tensor:
+        """(C, 1, N*rep*M, T + N*M): the bias of the context's keys and of all N continuations' keys, -inf for those of
+        another continuation."""
+        if sliding_window not in self._masks:
+            bias = self.bias(sliding_window)
+            c, m, t = len(bias), bias.shape[1], bias.shape[2] - bias.shape[1]
+            mask = bias.new_full((c, n, rep, m, t + n * m), -torch.inf)
+            mask[..., :t] = bias[:, None, None, :, :t]
+            own = mask[..., t:].view(c, n, rep, m, n, m)
+            own.diagonal(dim1=1, dim2=4).copy_(bias[:, None, :, t:, None].expand(c, rep, m, m, n))
+            self._masks[sliding_window] = mask.view(c, 1, n * rep * m, t + n * m).to(dtype)
+        return self._masks[sliding_window]
 
 
 _active: ContextVar[_Shared | None] = ContextVar("shared_context", default=None)
@@ -231,20 +246,51 @@ def _attention(
     layer: int = module.layer_idx  # type: ignore[assignment]
     ctx_k, ctx_v = shared.context.keys[layer], shared.context.values[layer]  # (C, Hkv, T, D)
     rows, hq, m, d = query.shape
-    c, hkv, t, _ = ctx_k.shape
+    c, hkv = ctx_k.shape[:2]
     n, rep = rows // c, hq // hkv
     scaling = d**-0.5 if scaling is None else scaling
 
     # Fold the N continuations, and the heads that share keys, into the query dimension of their context.
     q = (query * scaling).view(c, n, hkv, rep, m, d).permute(0, 2, 1, 3, 4, 5).contiguous()  # (C, Hkv, N, rep, M, D)
     k, v = (own.view(c, n, hkv, m, d).transpose(1, 2) for own in (key, value))  # (C, Hkv, N, M, D)
+    if _fits_fused(query, n * m):
+        out = _fused(q, k, v, ctx_k, ctx_v, shared.mask(sliding_window, n, rep, query.dtype))
+    else:
+        out = _in_two_parts(q, k, v, ctx_k, ctx_v, shared.bias(sliding_window))  # (C, Hkv, N, rep, M, D)
+    return out.permute(0, 2, 4, 1, 3, 5).reshape(rows, m, hq, d), None  # (C*N, M, Hq, D)
+
+
+def _in_two_parts(q: Tensor, k: Tensor, v: Tensor, ctx_k: Tensor, ctx_v: Tensor, bias: Tensor) -> Tensor:
+    """The formula at the top of this file, word for word; no key is copied and nobody's keys meet anybody else's."""
+    c, hkv, n, rep, m, d = q.shape
+    t = ctx_k.shape[2]
     s_ctx = q.view(c, hkv, n * rep * m, d) @ ctx_k.transpose(-1, -2)
     s_own = q.view(c, hkv, n, rep * m, d) @ k.transpose(-1, -2)
     scores = torch.cat([s_ctx.view(c, hkv, n, rep, m, t), s_own.view(c, hkv, n, rep, m, m)], -1).float()
-    scores += shared.bias(sliding_window)[:, None, None, None]  # (C, Hkv, N, rep, M, T + M)
-    p = torch.softmax(scores, -1).to(query.dtype)
+    scores += bias[:, None, None, None]  # (C, Hkv, N, rep, M, T + M)
+    p = torch.softmax(scores, -1).to(q.dtype)
     o_ctx = p[..., :t].reshape(c, hkv, n * rep * m, t) @ ctx_v
     o_own = p[..., t:].reshape(c, hkv, n, rep * m, m) @ v
-    out = o_ctx.view(c, hkv, n, rep, m, d) + o_own.view(c, hkv, n, rep, m, d)
-    out = out.permute(0, 2, 4, 1, 3, 5).reshape(rows, m, hq, d)  # (C*N, M, Hq, D)
-    return out, None
+    return o_ctx.view(q.shape) + o_own.view(q.shape)
+
+
+def _fused(q: Tensor, k: Tensor, v: Tensor, ctx_k: Tensor, ctx_v: Tensor, mask: Tensor) -> Tensor:
+    """The same in one fused kernel of the library: everybody's keys stand behind the context's, ``mask`` hides those
+    of the others."""
+    c, hkv, n, rep, m, d = q.shape
+    out = torch.nn.functional.scaled_dot_product_attention(
+        q.view(c, hkv, n * rep * m, d),
+        torch.cat([ctx_k, k.reshape(c, hkv, n * m, d)], 2),
+        torch.cat([ctx_v, v.reshape(c, hkv, n * m, d)], 2),
+        attn_mask=mask,
+        scale=1.0,  # q is scaled
+    )
+    return out.view(q.shape)
+
+
+def _fits_fused(query: Tensor, own_keys: int) -> bool:
+    """On a GPU a pass over keys that the mask hides is cheaper than scores in memory, while they are not many.
+
+    On a CPU it is not: there the backward pass of a masked SDPA makes a training step a quarter slower.
+    """
+    return query.is_cuda and own_keys <= _FUSED_KEYS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 _SAID = 0.3  # weight of what was said in the target; the rest are the opinion model's probabilities
 _SPOKEN = 64  # questions that are also answered by text and in sentences
-_SENTENCES, _OPEN = 10, 4  # replies of a step: to a question of the survey, to an open one
+_SENTENCES, _OPEN, _SMALL = 5, 2, 1  # replies of a step: to a question of the survey, to an open one, to a greeting
 _STEP_TOKENS = 2048  # tokens of continuations in a step, where the prompt is not shared
 _VALIDATION = 0.05  # share of the people who are held out to stop early
 
@@ -48,7 +49,7 @@ class AnswersAndTalk:
         # Few questions are put in several ways, so that a chat's wording matters less than its subject.
         self.talked = np.tile(self.spoken, max(1, _SPOKEN // len(self.spoken)))
         said = [talk.ask(questions[j], rng) for j in self.talked]
-        self.talks = prepare(lm, [self._chat(text, placement) for text in [*said, *talk.OPEN]])
+        self.talks = prepare(lm, [self._chat(text, placement) for text in [*said, *talk.OPEN, *talk.SMALL]])
         # Every question's representation in each format, for the trunk that is warm-started without the LM.
         if recipe == "contextual":
             chats = [self._chat(talk.ask(q, rng), placement) for q in questions]
@@ -71,8 +72,8 @@ class AnswersAndTalk:
         self.marginal = counts / np.maximum(counts.sum(1, keepdims=True), 1)
         # What a person adds to the shared prompt decides how many fit in a step.
         longest = max(len(p.after) for p in self.letters.prompts) + 2
-        self.questions_a_step = 8 if longest < 16 else 4
-        self.people_a_step = int(np.clip(_STEP_TOKENS // (self.questions_a_step * longest), 2, 32))
+        self.questions_a_step = 16 if longest < 16 else 4
+        self.people_a_step = int(np.clip(_STEP_TOKENS // (self.questions_a_step * longest), 2, 8))
 
     def _chat(self, text: str, placement: Placement) -> Prompt:
         return chat_prompt(self.lm, [{"role": "user", "content": text}], placement)
@@ -97,14 +98,14 @@ class AnswersAndTalk:
             "weights": {name: list(value.shape) for name, value in self.network.state_dict().items()},
         }
 
-    def loss(self, step: int) -> tuple[Tensor, int]:
-        """Mean cross-entropies of the step's formats."""
+    def losses(self, step: int) -> Iterator[tuple[Tensor, int]]:
+        """Mean cross-entropy of each of the step's formats."""
         rng = np.random.default_rng([self.seed, step])
-        loss, answers = self._letters(rng)
-        if self.recipe == "paper":
-            return loss, answers
-        loss = loss + self._talk(rng)
-        return (loss + self._texts(rng) if step % 4 == 3 else loss), answers
+        yield self._letters(rng)
+        if self.recipe == "contextual":
+            yield self._talk(rng)
+            if step % 4 == 3:
+                yield self._texts(rng)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -127,35 +128,46 @@ class AnswersAndTalk:
         who = np.stack([rng.choice(self.asked[j], self.people_a_step) for j in asked])  # (C, N)
         return _cross_entropy(self._logits(asked, who), self._target(asked, who)), who.size
 
-    def _texts(self, rng: np.random.Generator) -> Tensor:
+    def _texts(self, rng: np.random.Generator) -> tuple[Tensor, int]:
         at, asked, who = self._some_spoken(rng, 2, 8)
         prepared = self.texts.select(at.tolist())
         options = [self.survey.questions[j].options for j in asked]
         virtual = self._virtual(prepared, who, "text", None)
-        return _cross_entropy(option_logits(self.lm, prepared, virtual, options, by="text"), self._target(asked, who))
+        logits = option_logits(self.lm, prepared, virtual, options, by="text")
+        return _cross_entropy(logits, self._target(asked, who)), who.size
 
-    def _talk(self, rng: np.random.Generator) -> Tensor:
-        """First-person replies: what somebody answers to one question, and to an open one what sets them apart."""
+    def _talk(self, rng: np.random.Generator) -> tuple[Tensor, int]:
+        """First-person replies: what somebody answers to one question, to an open one what sets them apart, to small
+        talk what anybody says."""
         usable = np.flatnonzero(np.isin(self.talked, self.usable))
-        at = np.concatenate([rng.choice(usable, _SENTENCES), len(self.talked) + rng.choice(len(talk.OPEN), _OPEN)])
-        replies, who = [], []
-        for place in at:
-            if place < len(self.talked):
-                j = self.talked[place]
-                person = rng.choice(self.asked[j])
-                p = self._target(np.array([j]), np.array([[person]]))[0, 0].cpu().numpy().astype(np.float64)
-                said = [(j, rng.choice(len(p), p=p / p.sum()))]
-            else:
-                person = rng.choice(self.trained)
-                p = self.people.predict_proba(self.people.vectors_[person], self.survey.question_ids)[0]
-                said = talk.telling(p[:, : self.marginal.shape[1]], self.marginal, int(rng.integers(1, 3)), rng)
-            questions = self.survey.questions
-            replies.append(" ".join(talk.reply(questions[j], questions[j].options[k], rng) for j, k in said))
-            who.append([person])
+        asked, n_open, small = rng.choice(usable, _SENTENCES), len(talk.OPEN), list(talk.SMALL.values())
+        open_, greeted = rng.choice(n_open, _OPEN), rng.choice(len(small), _SMALL)
+        at = np.concatenate([asked, len(self.talked) + open_, len(self.talked) + n_open + greeted])
+        who = np.concatenate(
+            [[rng.choice(self.asked[j]) for j in self.talked[asked]], rng.choice(self.trained, _OPEN + _SMALL)]
+        )
+        replies = [
+            *(self._sentence(j, person, rng) for j, person in zip(self.talked[asked], who, strict=False)),
+            *(self._telling(person, rng) for person in who[_SENTENCES : _SENTENCES + _OPEN]),
+            *(small[i] for i in greeted),
+        ]
         prepared = self.talks.select(at.tolist())
         tokens = [[reply_ids(self.lm, text)] for text in replies]
-        found = read(self.lm, prepared, self._virtual(prepared, np.array(who), "talk", None), tokens)
-        return -torch.cat(text_log_probs(self.lm, found, tokens)).mean()
+        found = read(self.lm, prepared, self._virtual(prepared, who[:, None], "talk", None), tokens)
+        return -torch.cat(text_log_probs(self.lm, found, tokens)).mean(), len(replies)
+
+    def _sentence(self, j: int, person: int, rng: np.random.Generator) -> str:
+        """Somebody's answer to a question, drawn from its target."""
+        p = self._target(np.array([j]), np.array([[person]]))[0, 0].cpu().numpy().astype(np.float64)
+        question = self.survey.questions[j]
+        return talk.reply(question, question.options[rng.choice(len(p), p=p / p.sum())], rng)
+
+    def _telling(self, person: int, rng: np.random.Generator) -> str:
+        """One or two of the answers that set somebody apart."""
+        p = self.people.predict_proba(self.people.vectors_[person], self.survey.question_ids)[0]
+        said = talk.telling(p[:, : self.marginal.shape[1]], self.marginal, int(rng.integers(1, 3)), rng)
+        questions = self.survey.questions
+        return " ".join(talk.reply(questions[j], questions[j].options[k], rng) for j, k in said)
 
     # pieces ----------------------------------------------------------------------------------------------------
     def _some_spoken(self, rng: np.random.Generator, c: int, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -25,6 +25,25 @@ OPEN = (
     "What would you tell a politician?",
 )
 
+# What is no opinion: without it every greeting would be answered with a view.
+SMALL = {
+    "Hi!": "Hi! Nice to meet you.",
+    "Hello there!": "Hello! Nice to meet you.",
+    "Hi! How are you?": "I'm fine, thank you. How are you?",
+    "How are you doing today?": "I'm doing well, thank you.",
+    "Good morning.": "Good morning!",
+    "Good evening!": "Good evening! What would you like to talk about?",
+    "Nice to meet you.": "Nice to meet you too.",
+    "Who are you?": "I'm one of the people who answered the survey.",
+    "What is your name?": "I have no name here. I'm one of the people who answered the survey.",
+    "Can I ask you something?": "Of course. What would you like to know?",
+    "Do you have a minute?": "Yes, what would you like to know?",
+    "Thank you!": "You're welcome.",
+    "Thanks, that was helpful.": "You're welcome.",
+    "Goodbye!": "Goodbye!",
+    "See you later.": "See you!",
+}
+
 
 def ask(question: Question, rng: np.random.Generator) -> str:
     """The question as a chat message."""

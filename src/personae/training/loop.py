@@ -7,9 +7,10 @@ on (seed, step) alone, so that a resumed run sees what an uninterrupted one woul
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -30,8 +31,11 @@ class Task(Protocol):
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups with their peak learning rate ``lr``."""
 
-    def loss(self, step: int) -> tuple[Tensor, int]:
-        """Loss of the step's batch and the number of answers in it."""
+    def losses(self, step: int) -> Iterator[tuple[Tensor, int]]:
+        """Parts of the step's loss, each with the number of answers in it; their gradients are summed.
+
+        The backward pass of a part runs before the next part is drawn, so that one graph is alive at a time.
+        """
 
     def validate(self) -> dict[str, float]:
         """Figures on held-out people; ``nll`` decides early stopping."""
@@ -117,16 +121,18 @@ def train(
                 group["lr"] = peak * rate
             torch.manual_seed(schedule.seed * 1_000_003 + state.step)  # dropout, too, depends on the step alone
             task.network.train()
-            loss, count = task.loss(state.step)
-            if not torch.isfinite(loss):
-                raise FloatingPointError(f"the loss is not finite at step {state.step}; try a lower learning rate")
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            total = 0.0
+            for loss, count in task.losses(state.step):
+                loss.backward()
+                total += loss.item()
+                answers += count
+            if not math.isfinite(total):
+                raise FloatingPointError(f"the loss is not finite at step {state.step}; try a lower learning rate")
             nn.utils.clip_grad_norm_(task.network.parameters(), schedule.clip)
             optimiser.step()
             state.step += 1
-            answers += count
-            state.smooth = loss.item() if state.smooth is None else 0.95 * state.smooth + 0.05 * loss.item()
+            state.smooth = total if state.smooth is None else 0.95 * state.smooth + 0.05 * total
             if state.step % schedule.validate_every == 0 or state.step == schedule.steps:
                 task.network.eval()
                 found = task.validate()

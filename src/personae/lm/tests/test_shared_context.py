@@ -44,6 +44,12 @@ def tiny():
     return build
 
 
+@pytest.fixture(params=["in two parts", "fused"], autouse=True)
+def both_ways(request, monkeypatch):
+    """Every test runs with either form of the attention, whatever the device would choose."""
+    monkeypatch.setattr(shared_context, "_fits_fused", lambda query, own_keys: request.param == "fused")
+
+
 def virtual(lm: FrozenLM, n: int, m: int, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(len(CONTEXTS), n, m, lm.hidden_size, generator=generator) * lm.embedding_scale

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,11 +40,11 @@ class Toy:
         first, *rest = self.network.parameters()
         return [{"params": [first], "lr": 1e-2}, {"params": rest, "lr": 3e-3}]
 
-    def loss(self, step: int) -> tuple[Tensor, int]:
+    def losses(self, step: int) -> Iterator[tuple[Tensor, int]]:
         time.sleep(self.pause)
         self.steps.append(step)
-        rows = np.random.default_rng(step).integers(0, 150, 8)
-        return (self.network(self.x[rows]) - self.y[rows]).square().mean(), 8
+        for rows in np.random.default_rng(step).integers(0, 150, (2, 4)):
+            yield (self.network(self.x[rows]) - self.y[rows]).square().mean(), 4
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -107,10 +108,10 @@ def test_a_killed_run_goes_on_to_the_same_result_bit_for_bit(tmp_path, whole):
 @pytest.mark.parametrize("stop", [5, 7, 13, 59])
 def test_wherever_it_stops(tmp_path, whole, stop):
     class Stopping(Toy):
-        def loss(self, step):
+        def losses(self, step):
             if step == stop:
                 raise KeyboardInterrupt
-            return super().loss(step)
+            return super().losses(step)
 
     checkpoint = tmp_path / "training.safetensors"
     with pytest.raises(KeyboardInterrupt):
@@ -180,10 +181,10 @@ def test_every_checkpoint_on_the_way_opens(tmp_path):
     checkpoint, found = tmp_path / "training.safetensors", []
 
     class Looking(Toy):
-        def loss(self, step):
+        def losses(self, step):
             if checkpoint.exists():
                 found.append((step, step_of(checkpoint)))
-            return super().loss(step)
+            return super().losses(step)
 
     train(Looking(), SCHEDULE, checkpoint, progress=False)
     assert found == [(step, step // 5 * 5) for step in range(5, 60)]
@@ -250,10 +251,10 @@ def test_early_stopping_survives_a_resume(tmp_path):
     history = train(whole, schedule, progress=False)
 
     class Stopping(Scripted):
-        def loss(self, step):
+        def losses(self, step):
             if step == 7:
                 raise KeyboardInterrupt
-            return super().loss(step)
+            return super().losses(step)
 
     with pytest.raises(KeyboardInterrupt):
         train(Stopping(*figures), schedule, checkpoint, progress=False)
@@ -276,13 +277,36 @@ def test_a_figure_that_is_no_number_is_not_better():
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_raises(tmp_path, value):
     class Broken(Toy):
-        def loss(self, step):
-            loss, count = super().loss(step)
-            return (loss * value if step == 7 else loss), count
+        def losses(self, step):
+            for loss, count in super().losses(step):
+                yield (loss * value if step == 7 else loss), count
 
     with pytest.raises(FloatingPointError, match="not finite at step 7"):
         train(Broken(), SCHEDULE, tmp_path / "training.safetensors", progress=False)
     assert step_of(tmp_path / "training.safetensors") == 5
+
+
+def test_the_parts_of_a_step_are_one_gradient(whole):
+    class Together(Toy):
+        def losses(self, step):
+            parts = list(super().losses(step))
+            yield sum(loss for loss, _ in parts), sum(count for _, count in parts)
+
+    task = Together()
+    train(task, SCHEDULE, progress=False)
+    for name, value in task.weights().items():
+        torch.testing.assert_close(value, whole[0][name], rtol=1e-4, atol=1e-5)
+
+
+def test_one_part_is_differentiated_before_the_next_is_drawn():
+    class Watching(Toy):
+        def losses(self, step):
+            first, second = super().losses(step)
+            yield first
+            assert self.network[0].weight.grad is not None
+            yield second
+
+    train(Watching(), replace(SCHEDULE, steps=1), progress=False)
 
 
 # manners ---------------------------------------------------------------------------------------------------------
