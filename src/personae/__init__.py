@@ -21,6 +21,7 @@ _PUBLIC = {
     "Persona": "personae.people.persona",
     "FrozenLM": "personae.lm.frozen",
     "PersonaPrompt": "personae.steering.persona_prompt",
+    "LoRA": "personae.steering.lora",
     "Bundle": "personae.bundle",
 }
 __all__ = [*_PUBLIC, "__version__"]

@@ -81,8 +81,8 @@ class AnswersAndTalk:
     # the Task interface ----------------------------------------------------------------------------------------
     def groups(self) -> list[dict[str, Any]]:
         """The warm-started trunk learns slower than what speaks to the LM."""
-        if self.recipe == "paper":
-            return [{"params": list(self.network.parameters()), "lr": 1e-3}]
+        if self.recipe != "contextual":
+            return [{"params": list(self.network.parameters()), "lr": 1e-3 if self.recipe == "paper" else 5e-3}]
         trunk = [p for n, p in self.network.named_parameters() if n.startswith("trunk.")]
         rest = [p for n, p in self.network.named_parameters() if not n.startswith("trunk.")]
         return [{"params": trunk, "lr": 1e-3}, {"params": rest, "lr": 5e-3}]
@@ -190,7 +190,7 @@ class AnswersAndTalk:
         width = int(self.survey.n_options[asked].max())
         columns = np.broadcast_to(asked[:, None], who.shape)
         said = np.eye(width, dtype=np.float32)[self.given[who, columns]]
-        if self.recipe == "paper":  # cross-entropy on the answers alone, as published
+        if self.recipe != "contextual":  # cross-entropy on the answers alone, as published
             return torch.as_tensor(said, device=self.lm.device)
         known = self.people.predict_proba_pairs(who.ravel(), self._columns(columns.ravel()))[:, :width]
         return torch.as_tensor(_SAID * said + (1 - _SAID) * known.reshape(said.shape), device=self.lm.device)

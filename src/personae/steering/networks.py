@@ -132,3 +132,17 @@ class PaperNetwork(nn.Module):
         numbers = self.mlp((vectors - self.mean) / self.std)
         numbers = numbers if numbers.dim() == 3 else numbers.expand(len(h), -1, -1)
         return self.slot(numbers, format)
+
+
+class ConstantNetwork(nn.Module):
+    """One soft prompt for everybody and every question: virtual = start + scale * numbers, the numbers learned."""
+
+    def __init__(self, lm: FrozenLM, n_person: int, n_tokens: dict[str, int], prefix: bool) -> None:
+        super().__init__()
+        self.n_person = n_person  # vectors are not read, but those of another opinion model are still a mistake
+        self.slot = Slot(lm, n_tokens, prefix)
+        self.numbers = nn.Parameter(torch.zeros(self.slot.most))
+
+    def forward(self, vectors: Tensor, h: Tensor, format: str, n_options: list[int] | None) -> Tensor | KeyValues:
+        """The same virtual tokens for people (N, D) or (C, N, D) in all C contexts."""
+        return self.slot(self.numbers.expand(len(h), vectors.shape[-2], -1), format)

@@ -21,7 +21,7 @@ from personae.people.persona import Persona
 from personae.people.text_opinion_model import PersonContext, TextOpinionModel
 from personae.steering.base import Steerer, check_read
 from personae.steering.examples import AnswersAndTalk
-from personae.steering.networks import ContextualNetwork, PaperNetwork
+from personae.steering.networks import ConstantNetwork, ContextualNetwork, PaperNetwork
 from personae.training.loop import Schedule, train
 
 if TYPE_CHECKING:
@@ -39,14 +39,15 @@ class PersonaPrompt(Steerer):
     ----------
     lm : str or FrozenLM
         Short name, folder or hub id; loaded by `fit`.
-    recipe : {"contextual", "paper"}
+    recipe : {"contextual", "paper", "constant"}
         ``"contextual"``: virtual tokens from the person vector and the LM's own representation of the question, the
         trunk warm-started without the LM (`TextOpinionModel`). ``"paper"``: the soft-prompting model of arXiv
-        2311.04978 (two-layer perceptron on the vector alone, option letters only).
+        2311.04978 (two-layer perceptron on the vector alone, option letters only). ``"constant"``: a control, one soft
+        prompt for everybody and every question, trained on the paper's targets: what the answers' format alone gives.
     placement : {"late", "prefix", "before", "system"}, optional
-        Where the virtual tokens go; "late" for the contextual recipe, "prefix" for the paper's.
+        Where the virtual tokens go; "prefix" for the paper's recipe, else "late".
     n_tokens : int, optional
-        Virtual tokens T of a question's answer; 2, or 1 for the paper's recipe. Talking takes eight.
+        Virtual tokens T of a question's answer; 2, or 1 for the paper's recipe. The contextual one talks with eight.
     steps : int
         Training steps at most.
     random_state : int
@@ -58,13 +59,13 @@ class PersonaPrompt(Steerer):
     history_ : list of dict
         One a validation: step, loss, NLL and accuracy on held-out people.
     text_model_ : TextOpinionModel or None
-        The warm start, which answers questions nobody was asked without the LM.
+        The warm start of the contextual recipe, which answers questions nobody was asked without the LM.
 
     Notes
     -----
-    The target of an answer is a mixture of what was said and of the opinion model's probabilities: the second half
-    says the same with less noise. One network answers and talks: batches mix option letters, option texts and short
-    first-person sentences in the chat template.
+    The contextual recipe's target of an answer is a mixture of what was said and of the opinion model's probabilities:
+    the second half says the same with less noise. Its one network answers and talks: batches mix option letters, option
+    texts and short first-person sentences in the chat template. The other recipes learn letters from what was said.
 
     Examples
     --------
@@ -88,7 +89,7 @@ class PersonaPrompt(Steerer):
     def __init__(
         self,
         lm: str | FrozenLM = "smollm2-135m",
-        recipe: Literal["contextual", "paper"] = "contextual",
+        recipe: Literal["contextual", "paper", "constant"] = "contextual",
         placement: Placement | None = None,
         n_tokens: int | None = None,
         steps: int = 400,
@@ -139,15 +140,16 @@ class PersonaPrompt(Steerer):
         return self
 
     def _settle(self) -> None:
-        if self.recipe not in ("contextual", "paper"):
-            raise ValueError(f'recipe is "contextual" or "paper", not "{self.recipe}"')
-        contextual = self.recipe == "contextual"
-        self.placement_: Placement = self.placement or ("late" if contextual else "prefix")
+        if self.recipe not in ("contextual", "paper", "constant"):
+            raise ValueError(f'recipe is "contextual", "paper" or "constant", not "{self.recipe}"')
+        paper = self.recipe == "paper"
+        self.placement_: Placement = self.placement or ("prefix" if paper else "late")
         for name, value in (("steps", self.steps), ("n_tokens", self.n_tokens)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it is at least 1")
-        read = self.n_tokens or (2 if contextual else 1)
-        self.n_tokens_ = {"letters": read, "text": read, "talk": _TALK_TOKENS if contextual else read}
+        read = self.n_tokens or (1 if paper else 2)
+        talk = _TALK_TOKENS if self.recipe == "contextual" else read
+        self.n_tokens_ = {"letters": read, "text": read, "talk": talk}
         self.lm_ = self.lm if isinstance(self.lm, FrozenLM) else FrozenLM.load(self.lm)
 
     def _build(self, task: AnswersAndTalk, people: OpinionModel) -> torch.nn.Module:
@@ -155,6 +157,8 @@ class PersonaPrompt(Steerer):
         if self.recipe == "paper":
             vectors = torch.as_tensor(people.vectors_).float()
             return PaperNetwork(self.lm_, vectors, self.n_tokens_, prefix)
+        if self.recipe == "constant":
+            return ConstantNetwork(self.lm_, people.vectors_.shape[1], self.n_tokens_, prefix)
         assert self.text_model_ is not None
         trunk = self.text_model_.network_.without_dropout()
         return ContextualNetwork(self.lm_, trunk, self.n_tokens_, prefix)
@@ -250,6 +254,7 @@ class PersonaPrompt(Steerer):
             "parameters": {**self.get_params(deep=False), "lm": self.lm_.name},
             "placement": self.placement_,
             "n_tokens": self.n_tokens_,
+            "n_person": self.network_.n_person,
             "lm": self.lm_fingerprint_,
             "history": self.history_,
         }
@@ -270,18 +275,15 @@ class PersonaPrompt(Steerer):
         self._settle()
         # What it was trained with, also where another version has other defaults.
         self.placement_, self.n_tokens_ = about["placement"], about["n_tokens"]
+        check_lm(self.lm_, about["lm"], folder)
         self.lm_fingerprint_ = self.lm_.fingerprint
-        for key, value in about["lm"].items():
-            if key != "name" and self.lm_fingerprint_[key] != value:
-                raise ValueError(
-                    f"{folder} was trained with {about['lm']['name']}, but {self.lm_.name} has another {key}; "
-                    "give the same LM, or train again"
-                )
         weights = load_file(folder / "network.safetensors")
         prefix = self.placement_ == "prefix"
         if self.recipe == "paper":
             vectors = torch.zeros(2, len(weights["mean"]))
             self.network_ = PaperNetwork(self.lm_, vectors, self.n_tokens_, prefix)
+        elif self.recipe == "constant":
+            self.network_ = ConstantNetwork(self.lm_, about["n_person"], self.n_tokens_, prefix)
         else:
             width, n_context = weights["trunk.interaction.weight"].shape
             n_person = weights["trunk.person.0.weight"].shape[1]
@@ -292,3 +294,13 @@ class PersonaPrompt(Steerer):
         self.history_ = about["history"]
         self.text_model_ = None
         return self
+
+
+def check_lm(lm: FrozenLM, trained_with: dict[str, Any], folder: Path) -> None:
+    """Raise ``ValueError`` if the LM is not the one of the fingerprint, whatever its name."""
+    for key, value in trained_with.items():
+        if key != "name" and lm.fingerprint[key] != value:
+            raise ValueError(
+                f"{folder} was trained with {trained_with['name']}, but {lm.name} has another {key}; "
+                "give the same LM, or train again"
+            )
