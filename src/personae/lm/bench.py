@@ -7,26 +7,17 @@ position and token, as a training loop over a Hugging Face model usually does. E
 
 from __future__ import annotations
 
-import multiprocessing
-import platform
-import resource
-import statistics
-import sys
-import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
 
 from personae.lm.frozen import FrozenLM
 from personae.lm.prompts import letter_ids, letters_prompt
 from personae.lm.reading import Prepared, letter_logits, prepare, read
+from personae.people import bench as measure
 
 Questions = Sequence[tuple[str, Sequence[str]]]
 
@@ -103,11 +94,11 @@ def _compare(
         raise ValueError(f"plain_people is {plain_people}; it must be from 1 to the {people} people")
     job = _Job(lm, [(text, list(options)) for text, options in questions], people, tokens, train)
     threads = torch.get_num_threads()
-    difference = _apart(_difference, job, threads)
+    difference = measure.apart(_difference, job, threads)
     if difference > 1e-3:
         raise RuntimeError(f"the two ways differ by {difference:.2g} in log-probability, so their times say nothing")
-    this = _apart(_this_way, job, threads, repeats)
-    plain = _apart(_plain_way, job, threads, repeats, plain_people)
+    this = measure.apart(_this_way, job, threads, repeats)
+    plain = measure.apart(_plain_way, job, threads, repeats, plain_people)
     scale = people / plain_people
     cpu, wall = plain["cpu"] * scale, plain["wall"] * scale
     return {
@@ -119,8 +110,11 @@ def _compare(
         "peak_memory_ratio": plain["peak_mib"] / max(this["peak_mib"], 1.0),
         "max_difference": difference,
         "cpu_seconds": this["cpu"],
+        "wall_seconds": this["wall"],
         "cpu_seconds_encoded_once": this["cpu_encoded_once"],
+        "wall_seconds_encoded_once": this["wall_encoded_once"],
         "plain_cpu_seconds": cpu,
+        "plain_wall_seconds": wall,
         "peak_mib": this["peak_mib"],
         "plain_peak_mib": plain["peak_mib"],
         "answers": len(questions) * people,
@@ -134,13 +128,7 @@ def _compare(
         "lm": lm,
         "dtype": this["dtype"],
         "device": this["device"],
-        "threads": threads,
-        "processor": platform.processor() or platform.machine(),
-        "versions": {
-            "python": platform.python_version(),
-            "torch": torch.__version__,
-            "transformers": transformers.__version__,
-        },
+        **measure.machine(threads, "torch", "transformers"),
     }
 
 
@@ -219,11 +207,11 @@ def _this_way(job: _Job, threads: int, repeats: int) -> dict[str, Any]:
     lm = FrozenLM.load(job.name)
     virtual, answers = job.inputs(lm)
     virtual.requires_grad_(job.train)
-    before = _forget_peak()
-    whole = _median_seconds(lambda: _answer_shared(lm, job, job.prepared(lm), virtual, answers), repeats)
-    peak = _peak_mib() - before
+    before = forget_peak()
+    whole = median_seconds(lambda: _answer_shared(lm, job, job.prepared(lm), virtual, answers), repeats)
+    peak = peak_mib() - before
     prepared = job.prepared(lm)
-    once = _median_seconds(lambda: _answer_shared(lm, job, prepared, virtual, answers), repeats)
+    once = median_seconds(lambda: _answer_shared(lm, job, prepared, virtual, answers), repeats)
     return {
         "cpu": whole[0],
         "wall": whole[1],
@@ -231,8 +219,7 @@ def _this_way(job: _Job, threads: int, repeats: int) -> dict[str, Any]:
         "wall_encoded_once": once[1],
         "peak_mib": peak,
         "prompt_tokens": [len(p.text_ids) for p in prepared.prompts],
-        "dtype": str(lm.dtype).removeprefix("torch."),
-        "device": str(lm.device),
+        **about(lm),
     }
 
 
@@ -241,36 +228,37 @@ def _plain_way(job: _Job, threads: int, repeats: int, people: int) -> dict[str, 
     lm = FrozenLM.load(job.name)
     virtual, answers = (t[:, :people].clone() for t in job.inputs(lm))
     virtual.requires_grad_(job.train)
-    before = _forget_peak()
-    cpu, wall = _median_seconds(lambda: _answer_plain(lm, job, virtual, answers), repeats)
-    return {"cpu": cpu, "wall": wall, "peak_mib": _peak_mib() - before}
+    before = forget_peak()
+    cpu, wall = median_seconds(lambda: _answer_plain(lm, job, virtual, answers), repeats)
+    return {"cpu": cpu, "wall": wall, "peak_mib": peak_mib() - before}
 
 
-def _apart(work: Callable[..., Any], *arguments: Any) -> Any:
-    """Run in a fresh process, so that neither way inherits the other's memory."""
-    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
-        return pool.submit(work, *arguments).result()
-
-
-def _median_seconds(run: Callable[[], object], repeats: int) -> tuple[float, float]:
+# on a GPU, seconds end when it has finished, and memory is its own --------------------------------------------------
+def median_seconds(run: Callable[[], object], repeats: int) -> tuple[float, float]:
     """CPU and wall seconds."""
-    run()
-    laps = []
-    for _ in range(repeats):
-        cpu, wall = time.process_time(), time.perf_counter()
+
+    def finished() -> None:
         run()
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        laps.append((time.process_time() - cpu, time.perf_counter() - wall))
-    return statistics.median(c for c, _ in laps), statistics.median(w for _, w in laps)
+
+    return measure.median_seconds(finished, repeats)
 
 
-def _forget_peak() -> float:
-    """Loading has a peak of its own, which would hide a smaller one; Linux can forget it."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
-    return _peak_mib()
+def forget_peak() -> float:
+    """Start to watch the peak anew; MiB from now on."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        return peak_mib()
+    return measure.forget_peak()
 
 
-def _peak_mib() -> float:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+def peak_mib() -> float:
+    """The most memory held since `forget_peak`, MiB."""
+    return torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else measure.peak_mib()
+
+
+def about(lm: FrozenLM) -> dict[str, str]:
+    """What the seconds of an LM depend on."""
+    device = torch.cuda.get_device_name(lm.device) if lm.device.type == "cuda" else str(lm.device)
+    return {"dtype": str(lm.dtype).removeprefix("torch."), "device": device}

@@ -16,12 +16,6 @@ def test_models(run, monkeypatch, tmp_path):
     assert json.loads(run("models", "--json").stdout)[0]["folder"] == str(tmp_path / "models" / "smollm2-135m")
 
 
-def test_bench(run, monkeypatch):
-    monkeypatch.setattr("personae.people.bench.bench", lambda: {"sweep_seconds": 1.25})
-    assert json.loads(run("bench", "cf", "--json").stdout) == {"sweep_seconds": 1.25}
-    assert "sweep seconds   1.25" in run("bench", "cf").stdout
-
-
 def test_demo(run, monkeypatch):
     seen = {}
 

@@ -6,6 +6,7 @@ import pytest
 
 from personae.lm import bench
 from personae.lm.tiny import tiny_lm
+from personae.people.bench import apart
 
 QUESTIONS = [("Roads?", ["yes", "no"]), ("Army or schools, which one?", ["army", "schools", "so so"])]
 
@@ -23,7 +24,7 @@ def folder(tmp_path_factory) -> str:
 
 @pytest.mark.parametrize("run", [bench.steer, bench.simulate])
 def test_both_ways_are_compared(folder, run, monkeypatch):
-    monkeypatch.setattr(bench, "_apart", lambda work, *arguments: work(*arguments))
+    monkeypatch.setattr(bench.measure, "apart", lambda work, *arguments: work(*arguments))
     found = run(QUESTIONS, people=4, tokens=2, repeats=1, plain_people=2, lm=folder)
     assert found["task"] == run.__name__
     assert 0 < found["max_difference"] < 1e-3
@@ -31,12 +32,14 @@ def test_both_ways_are_compared(folder, run, monkeypatch):
     for key in ("ratio", "ratio_encoded_once", "ratio_wall", "ratio_wall_encoded_once", "peak_memory_ratio"):
         assert found[key] >= 0
     assert found["ratio"] == pytest.approx(found["plain_cpu_seconds"] / found["cpu_seconds"])
+    assert found["ratio_wall"] == pytest.approx(found["plain_wall_seconds"] / found["wall_seconds"])
     assert len(found["prompt_tokens"]) == 2
+    assert {"threads", "processor", "versions", "dtype", "device", "repeats"} <= set(found)
 
 
 def test_each_way_has_a_process_of_its_own(folder):
-    assert bench._apart(os.getpid) != os.getpid()
-    found = bench._apart(bench._this_way, bench._Job(folder, QUESTIONS, 2, 1, train=True), 1, 1)
+    assert apart(os.getpid) != os.getpid()
+    found = apart(bench._this_way, bench._Job(folder, QUESTIONS, 2, 1, train=True), 1, 1)
     assert found["cpu"] > 0
     assert found["peak_mib"] >= 0
 
@@ -49,7 +52,7 @@ def test_the_plain_way_is_split_into_batches_without_a_difference(folder, train,
 
 
 def test_unequal_ways_have_no_ratio(folder, monkeypatch):
-    monkeypatch.setattr(bench, "_apart", lambda work, *arguments: 0.5)
+    monkeypatch.setattr(bench.measure, "apart", lambda work, *arguments: 0.5)
     with pytest.raises(RuntimeError, match=r"differ by 0\.5"):
         bench.simulate(QUESTIONS, lm=folder)
 
