@@ -14,12 +14,26 @@ from rich.table import Table
 
 from personae.bundle import Bundle, check_replaceable
 from personae.data.read import read_survey
-from personae.evaluation.holdout import hold_out
-from personae.evaluation.table import Fitted, compare
+from personae.evaluation.fitted import Fitted
+from personae.evaluation.plan import make_plan
+from personae.evaluation.table import compare
 from personae.people.cohorts import Cohorts
 from personae.people.opinion_model import OpinionModel
 from personae.people.persona import Persona
 from personae.steering.persona_prompt import PersonaPrompt
+
+ROWS = (  # of the tables; `personae evaluate` has them all
+    "uniform",
+    "majority",
+    "opinion model",
+    "opinion model on the question's text",
+    "raw LM",
+    "LM with traits as text",
+    "steered LM, shuffled people",
+    "steered LM, cohort",
+    "steered LM, person",
+)
+_TITLES = {"seen": "held-out answers of seen people", "new": "questions never trained on"}
 
 
 def run(
@@ -67,29 +81,31 @@ def run(
     title(f"1  Read {source}")
     survey = read_survey(source)
     say.print(repr(survey), str(survey.account), sep="\n", markup=False)
-    held = hold_out(survey, answers=0.2, questions=new_questions, seed=seed)
+    plan = make_plan(survey, answers=0.2, questions=new_questions, seed=seed)
     kept = f" and {new_questions:.0%} of the questions" if new_questions else ""
     say.print(f"20% of the answers{kept} are held out; nothing below has seen them.")
 
     title("2  Learn who the people are")
-    people = OpinionModel(random_state=seed).fit(held.train)
-    cohorts = Cohorts(random_state=seed).fit(people, held.train)
+    people = OpinionModel(random_state=seed).fit(plan.train)
+    cohorts = Cohorts(random_state=seed).fit(people, plan.train)
     say.print(f"{len(people):,} people as vectors of {people.vectors_.shape[1]} numbers, in {len(cohorts)} cohorts:")
     say.print(_cohort_table(cohorts))
 
     title("3  Teach a frozen language model to answer as any of them")
-    steerer = PersonaPrompt(steps=steps, random_state=seed).fit(held.train, people)
+    steerer = PersonaPrompt(steps=steps, random_state=seed).fit(plan.train, people)
 
     Bundle.write(out, people, cohorts, steerer, account=survey.account)
     say.print(f"saved in {escape(str(out))}")
 
     title("4  Held-out answers, predicted in every way")
-    fitted = Fitted(held.train, people, cohorts, steerer)
-    tables = {"held-out answers of seen people": compare(fitted, held.seen, rows, seed=seed)}
-    if len(held.new):
-        tables["questions never trained on"] = compare(fitted, held.new, rows, seed=seed)
-    for name, table in tables.items():
-        say.print(_result_table(name, table))
+    plan = plan.sample(rows, seed)
+    ready: dict[str, Any] = {"people": people, "cohorts": cohorts, "text_model": steerer.text_model_}
+    fitted = Fitted(plan, steerer.lm_, steerers={"persona prompt": steerer}, **ready)
+    tables = {}
+    for name, cell in plan.cells.items():
+        ways = [r for r in ROWS if cell.new or r != "opinion model on the question's text"]
+        tables[_TITLES[name]] = table = compare(fitted, cell, ways)
+        say.print(_result_table(_TITLES[name], table))
 
     title("5  The same question to the two most opposed cohorts")
     opposed = _opposed(cohorts)
@@ -102,7 +118,7 @@ def run(
         say.print(f"[bold]{cohort.name}[/bold] [dim]{said[0]}[/dim]\n  {said[1]}")
 
     title(f"6  Everything is in {out}")
-    asked = held.train.questions[0]
+    asked = plan.train.questions[0]
     say.print(
         f"Try next:\n  personae cohorts {out}\n  personae ask {out} {asked.id} --as cohort-0 --as cohort-1\n"
         f'  personae ask {out} {asked.id} --answers "{asked.id}={asked.options[0]}"\n'

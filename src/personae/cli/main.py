@@ -13,6 +13,7 @@ from personae.cli.chat import chat
 from personae.cli.cohorts import cohorts
 from personae.cli.common import Group
 from personae.cli.demo import demo
+from personae.cli.evaluate import evaluate
 from personae.cli.fit import fit, questions
 from personae.cli.models import models
 from personae.cli.steer import steer
@@ -38,7 +39,7 @@ def main(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for _command in (demo, fit, questions, cohorts, steer, ask, chat, models, bench):
+for _command in (demo, fit, questions, cohorts, steer, ask, chat, evaluate, models, bench):
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -1,22 +1,18 @@
 """What a prediction of held-out answers is worth.
 
 A prediction is an array p (n, K): for each answer the probabilities of its question's options in scale order, zero
-beyond the last one. What is measured answer by answer comes as (n,), so that `Bootstrap` can resample the people.
+beyond the last one. What is measured answer by answer comes as (n,), so that people can be resampled (`Bootstrap`).
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
-
 import numpy as np
 import pandas as pd
-from scipy.optimize import minimize, minimize_scalar
 from scipy.sparse import csr_matrix
-from scipy.special import log_softmax, softmax
+
+from personae.evaluation.intervals import by_person, people_of, same_length
 
 _FLOOR = 1e-9  # one answer that was thought impossible must not make a mean infinite
-_SHARPEST = 20.0  # largest weight of a logarithm; the inverse of the lowest temperature
 
 
 # answer by answer ------------------------------------------------------------------------------------------------
@@ -38,7 +34,7 @@ def right(p: np.ndarray, option: np.ndarray) -> np.ndarray:
     >>> right(np.array([[0.7, 0.3], [0.7, 0.3]]), np.array([0, 1]))
     array([1., 0.])
     """
-    _given(p, option)
+    probability_given(p, option)
     return (p.argmax(1) == option).astype(np.float64)
 
 
@@ -50,7 +46,7 @@ def nll(p: np.ndarray, option: np.ndarray) -> np.ndarray:
     >>> nll(np.array([[0.5, 0.5], [0.75, 0.25]]), np.array([0, 1])).round(3)
     array([0.693, 1.386])
     """
-    return -np.log(np.maximum(_given(p, option), _FLOOR))
+    return -np.log(np.maximum(probability_given(p, option), _FLOOR))
 
 
 def brier(p: np.ndarray, option: np.ndarray) -> np.ndarray:
@@ -61,7 +57,7 @@ def brier(p: np.ndarray, option: np.ndarray) -> np.ndarray:
     >>> brier(np.array([[0.5, 0.5], [1.0, 0.0]]), np.array([0, 1]))
     array([0.5, 2. ])
     """
-    return (np.asarray(p, np.float64) ** 2).sum(1) - 2 * _given(p, option) + 1
+    return (np.asarray(p, np.float64) ** 2).sum(1) - 2 * probability_given(p, option) + 1
 
 
 def ordinal_error(p: np.ndarray, option: np.ndarray, n_options: np.ndarray) -> np.ndarray:
@@ -75,13 +71,13 @@ def ordinal_error(p: np.ndarray, option: np.ndarray, n_options: np.ndarray) -> n
     >>> ordinal_error(p, np.array([1, 2]), np.array([3, 3]))
     array([0. , 0.5])
     """
-    _given(p, option)
+    probability_given(p, option)
     median = (np.cumsum(p, axis=1) >= 0.5 - 1e-6).argmax(1)  # two halves in float32 are a half
     return np.abs(median - option) / (np.asarray(n_options) - 1)
 
 
-def _given(p: np.ndarray, option: np.ndarray) -> np.ndarray:
-    """Probability (n,) of the option given."""
+def probability_given(p: np.ndarray, option: np.ndarray) -> np.ndarray:
+    """Probability (n,) of the option given; checks the shapes and that rows are distributions."""
     if p.ndim != 2 or len(p) != len(option):
         raise ValueError(f"predictions of shape {p.shape} are given for {len(option)} answers; give one row an answer")
     total = p.sum(1, dtype=np.float64)
@@ -162,7 +158,7 @@ def macro(values: np.ndarray, person: np.ndarray) -> float:
     >>> macro(np.array([1.0, 1.0, 1.0, 0.0]), np.array(["ann", "ann", "ann", "bob"]))
     0.5
     """
-    total, count = _by_person(values, _people(person))
+    total, count = by_person(values, people_of(person))
     return float((total / count).mean())
 
 
@@ -222,7 +218,7 @@ def representativeness(
            group  representativeness  questions  answers  left_out
     0  everybody                 0.5          1       20         0
     """
-    _given(p, option)
+    probability_given(p, option)
     label, names = _labelled(np.full(len(p), "everybody") if group is None else group)
     asked = np.unique(question, return_inverse=True)[1]
     shape = (len(names), int(asked.max(initial=-1)) + 1)  # (G, Q)
@@ -273,9 +269,9 @@ def subgroup_gaps(values: np.ndarray, person: np.ndarray, traits: pd.DataFrame, 
     {'trait': 'side', 'lowest': 'left', 'lowest_mean': 0.5, 'highest': 'right', 'highest_mean': 0.75, 'gap': 0.25,
      'groups': 2, 'suppressed': 0, 'unknown': 0}
     """
-    code = _people(person)
-    _same_length(values, code)
-    _same_length(traits, code)
+    code = people_of(person)
+    same_length(values, code)
+    same_length(traits, code)
     rows = []
     for trait in traits.columns:
         answers = pd.DataFrame({"group": np.asarray(traits[trait]), "person": code, "value": values})
@@ -298,253 +294,8 @@ def subgroup_gaps(values: np.ndarray, person: np.ndarray, traits: pd.DataFrame, 
     return pd.DataFrame(rows)
 
 
-def _people(person: np.ndarray) -> np.ndarray:
-    """Numbers from 0, shape (n,), the same whatever the order of the answers."""
-    code = pd.factorize(np.asarray(person), sort=True)[0]
-    if (code < 0).any():
-        raise ValueError(f"answer {np.argmax(code < 0)} is nobody's: its person is missing")
-    return code
-
-
 def _labelled(group: np.ndarray | pd.Series) -> tuple[np.ndarray, list]:
     """Numbers (n,) and names of groups."""
     code, labels = pd.factorize(np.asarray(group), sort=True)
     names = list(labels)
     return (np.where(code < 0, len(names), code), [*names, "missing"]) if (code < 0).any() else (code, names)
-
-
-def _by_person(values: np.ndarray, code: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Sum of the values and number of the answers of each person."""
-    _same_length(values, code)
-    return np.bincount(code, values), np.bincount(code)
-
-
-def _same_length(values: np.ndarray | pd.DataFrame, code: np.ndarray) -> None:
-    if len(values) != len(code):
-        raise ValueError(f"{len(values):,} values are given for the answers of {len(code):,}; give one an answer")
-
-
-# intervals -------------------------------------------------------------------------------------------------------
-class Interval(NamedTuple):
-    """A figure and its percentile interval."""
-
-    estimate: float
-    low: float
-    high: float
-
-
-class Bootstrap:
-    """Intervals by resampling people, as a person's answers are not independent.
-
-    The people are drawn once: whatever is compared is compared on the same samples.
-
-    Parameters
-    ----------
-    person : array, shape (n,)
-        Who gave each answer.
-    resamples : int
-        Memory is 4 bytes x resamples x people.
-    level : float in (0, 1)
-
-    Examples
-    --------
-    >>> right = np.tile([1.0, 1.0, 0.0, 1.0], 50)
-    >>> Bootstrap(np.arange(200)).interval(right)  # two hundred people
-    Interval(estimate=0.75, low=0.685, high=0.81)
-    >>> Bootstrap(np.arange(200) // 20).interval(right)  # ten people, who are all alike
-    Interval(estimate=0.75, low=0.75, high=0.75)
-    """
-
-    def __init__(self, person: np.ndarray, resamples: int = 1000, seed: int = 0, level: float = 0.95) -> None:
-        self.person = _people(person)
-        if not len(self.person):
-            raise ValueError("there are no answers, so there are no people to resample")
-        self.people = int(self.person.max()) + 1
-        self.level = level
-        rng = np.random.default_rng(seed)
-        self.weights = np.empty((resamples, self.people), np.float32)  # how often each person is drawn
-        for drawn in self.weights:
-            drawn[:] = np.bincount(rng.integers(0, self.people, self.people), minlength=self.people)
-        self._answers = self._sums(np.bincount(self.person))
-
-    def interval(self, values: np.ndarray) -> Interval:
-        """Of the mean over answers."""
-        total, count = _by_person(values, self.person)
-        estimate = total.sum() / count.sum()
-        return self._around(estimate, self._sums(total - estimate * count) / self._answers)
-
-    def macro(self, values: np.ndarray) -> Interval:
-        """Of the mean over people of each person's mean."""
-        total, count = _by_person(values, self.person)
-        mean = total / count
-        return self._around(mean.mean(), self._sums(mean - mean.mean()) / self.people)
-
-    def difference(self, a: np.ndarray, b: np.ndarray) -> Interval:
-        """Of the mean of a - b, two measures of the same answers: what they share cancels."""
-        _same_length(a, self.person)
-        _same_length(b, self.person)
-        return self.interval(np.subtract(a, b, dtype=np.float64))
-
-    def _sums(self, of_people: np.ndarray) -> np.ndarray:
-        """Sum over the people of each sample, (resamples,)."""
-        return (self.weights @ of_people.astype(np.float32)).astype(np.float64)
-
-    def _around(self, estimate: float, away: np.ndarray) -> Interval:
-        """Deviations are summed, not values: float32 is then exact enough, and what does not vary has no width."""
-        low, high = estimate + np.quantile(away, [(1 - self.level) / 2, (1 + self.level) / 2])
-        return Interval(float(estimate), float(low), float(high))
-
-
-# sharper, flatter, together --------------------------------------------------------------------------------------
-def combine(ps: Sequence[np.ndarray], weights: Sequence[float] | np.ndarray) -> np.ndarray:
-    """Several predictions of the same answers as one, softmax(sum_i w_i log p_i), shape (n, K).
-
-    This "logarithmic opinion pool" of weights 1, 0, ... is the first prediction; one of a single prediction sharpens
-    it (w > 1) or flattens it. What all call impossible stays so; what only some do is taken as 1e-9 there.
-
-    Parameters
-    ----------
-    ps : sequence of array (n, K)
-    weights : sequence of float >= 0
-        One a prediction.
-
-    Examples
-    --------
-    >>> a, b = np.array([[0.8, 0.2, 0.0]]), np.array([[0.5, 0.5, 0.0]])
-    >>> combine([a, b], [1, 0]).round(3), combine([a, a], [1, 1]).round(3)
-    (array([[0.8, 0.2, 0. ]]), array([[0.941, 0.059, 0.   ]]))
-    """
-    w = np.asarray(weights, np.float64)
-    if w.shape != (len(ps),) or not (w >= 0).all():
-        raise ValueError(f"{len(ps)} predictions are combined by one weight each, none negative; got {w.tolist()}")
-    logs, own = _logarithms(ps)
-    return softmax(np.where(own, np.tensordot(w, logs, 1), -np.inf), axis=1)
-
-
-def combination_weights(ps: Sequence[np.ndarray], option: np.ndarray) -> np.ndarray:
-    """Weights for `combine`, each from 0 to 20, under which the options given are likeliest, shape (len(ps),).
-
-    The loss is convex, so there is one best value, found with its gradient, E_q[log p_i] - log p_i(given).
-
-    Raises
-    ------
-    ValueError
-        No answers, or only such as all predictions call impossible (those say nothing about the weights).
-
-    Examples
-    --------
-    >>> knows, guesses = np.array([[0.8, 0.2]] * 5), np.array([[0.1, 0.9]] * 2 + [[0.9, 0.1]] * 3)
-    >>> combination_weights([knows, guesses], np.array([0, 0, 0, 0, 1])).round(2) + 0.0
-    array([1., 0.])
-    """
-    logs, own, option = _possible(ps, option)
-    rows = np.arange(len(option))
-    said = logs[:, rows, option].mean(1)  # (m,)
-
-    def loss(w: np.ndarray) -> tuple[float, np.ndarray]:
-        q = log_softmax(np.where(own, np.tensordot(w, logs, 1), -np.inf), axis=1)  # (n, K)
-        expected = np.einsum("nk,mnk->m", np.exp(q), logs) / len(rows)
-        return -q[rows, option].mean(), expected - said
-
-    start = np.full(len(ps), 1 / len(ps))
-    return minimize(loss, start, jac=True, method="L-BFGS-B", bounds=[(0, _SHARPEST)] * len(ps)).x
-
-
-def tempered(p: np.ndarray, temperature: float) -> np.ndarray:
-    """softmax(log p / T) over the options that are possible, shape (n, K): flatter for T > 1, sharper below.
-
-    Examples
-    --------
-    >>> tempered(np.array([[0.8, 0.2, 0.0]]), 2.0).round(3)
-    array([[0.667, 0.333, 0.   ]])
-    """
-    if not temperature > 0:
-        raise ValueError(f"a temperature is above zero; got {temperature}")
-    return combine([p], [1 / temperature])
-
-
-def temperature(p: np.ndarray, option: np.ndarray) -> float:
-    """The temperature for `tempered`, from 1/20 to 20, under which the options given are likeliest.
-
-    Raises
-    ------
-    ValueError
-        As in `combination_weights`.
-
-    Examples
-    --------
-    >>> sure = np.array([[0.95, 0.05]] * 4)
-    >>> t = temperature(sure, np.array([0, 0, 0, 1]))  # right three times of four
-    >>> tempered(sure, t)[0].round(3)
-    array([0.75, 0.25])
-    """
-    logs, own, option = _possible([p], option)
-    rows = np.arange(len(option))
-
-    def loss(log_t: float) -> float:
-        q = log_softmax(np.where(own, logs[0] / np.exp(log_t), -np.inf), axis=1)
-        return -q[rows, option].mean()
-
-    widest = np.log(_SHARPEST)
-    return float(np.exp(minimize_scalar(loss, bounds=(-widest, widest), method="bounded").x))
-
-
-def _logarithms(ps: Sequence[np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-    """log p_i (m, n, K), 0 where all call an option impossible, and where they do not (n, K)."""
-    shapes = {np.shape(p) for p in ps}
-    if len(shapes) != 1:
-        raise ValueError(f"predictions to combine have one shape; got {sorted(shapes)}")
-    p = np.stack(ps).astype(np.float64)
-    own = np.any(p > 0, axis=0)
-    return np.where(own, np.log(np.maximum(p, _FLOOR)), 0.0), own
-
-
-def _possible(ps: Sequence[np.ndarray], option: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """`_logarithms` and options of the answers that some prediction calls possible."""
-    logs, own = _logarithms(ps)
-    some = np.max([_given(p, option) for p in ps], axis=0) > 0
-    if not some.any():
-        raise ValueError(f"none of {len(some)} answers is called possible by any prediction: there is nothing to fit")
-    return logs[:, some], own[some], option[some]
-
-
-# everything at once ----------------------------------------------------------------------------------------------
-def scores(p: np.ndarray, option: np.ndarray, n_options: np.ndarray, bootstrap: Bootstrap) -> dict[str, float]:
-    """The row of a table: every measure of one prediction.
-
-    Parameters
-    ----------
-    bootstrap : Bootstrap
-        Of the people who gave the answers; the same one for all rows of a table.
-
-    Returns
-    -------
-    dict
-        accuracy, accuracy_low, accuracy_high, macro_accuracy, nll, nll_low, nll_high, brier, ece, ordinal_error,
-        n (answers), people.
-
-    Examples
-    --------
-    >>> p, option = np.array([[0.75, 0.25]] * 8), np.array([0, 0, 0, 1] * 2)
-    >>> found = scores(p, option, np.full(8, 2), Bootstrap(np.repeat(["ann", "bob"], 4)))
-    >>> {name: round(value, 3) for name, value in found.items()}
-    {'accuracy': 0.75, 'accuracy_low': 0.75, 'accuracy_high': 0.75, 'macro_accuracy': 0.75,
-     'nll': 0.562, 'nll_low': 0.562, 'nll_high': 0.562, 'brier': 0.375, 'ece': 0.0, 'ordinal_error': 0.25,
-     'n': 8, 'people': 2}
-    """
-    hits, losses = right(p, option), nll(p, option)
-    accuracy, loss = bootstrap.interval(hits), bootstrap.interval(losses)
-    return {
-        "accuracy": accuracy.estimate,
-        "accuracy_low": accuracy.low,
-        "accuracy_high": accuracy.high,
-        "macro_accuracy": macro(hits, bootstrap.person),
-        "nll": loss.estimate,
-        "nll_low": loss.low,
-        "nll_high": loss.high,
-        "brier": float(brier(p, option).mean()),
-        "ece": expected_calibration_error(p, option),
-        "ordinal_error": float(ordinal_error(p, option, n_options).mean()),
-        "n": len(option),
-        "people": bootstrap.people,
-    }

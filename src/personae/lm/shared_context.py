@@ -75,8 +75,19 @@ def encode(model: PreTrainedModel, ids: Sequence[Sequence[int]], pad: int = 0) -
     real = (torch.arange(longest, device=device) < lengths[:, None]).to(hidden.dtype)  # (C, T)
     last = hidden[torch.arange(len(ids), device=device), lengths - 1]
     mean = (hidden * real[..., None]).sum(1) / lengths[:, None].to(hidden.dtype)
-    keys, values = [layer.keys for layer in cache.layers], [layer.values for layer in cache.layers]
-    return Context([list(i) for i in ids], keys, values, lengths, last, mean)
+    kept = in_one_block([t for layer in cache.layers for t in (layer.keys, layer.values)])
+    return Context([list(i) for i in ids], kept[::2], kept[1::2], lengths, last, mean)
+
+
+def in_one_block(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Copies that share one allocation.
+
+    What is kept for long would otherwise stand as thousands of islands among what comes and goes, and the allocator
+    of a CPU then spends more time on finding room than the LM on computing.
+    """
+    block = torch.cat([t.reshape(-1) for t in tensors])
+    pieces = block.split([t.numel() for t in tensors])
+    return [piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True)]
 
 
 def continue_shared(

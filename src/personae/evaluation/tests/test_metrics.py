@@ -7,12 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import wasserstein_distance
 
-from personae.evaluation import metrics
 from personae.evaluation.metrics import (
-    Bootstrap,
     brier,
-    combination_weights,
-    combine,
     expected_calibration_error,
     lift,
     macro,
@@ -21,11 +17,9 @@ from personae.evaluation.metrics import (
     reliability,
     representativeness,
     right,
-    scores,
     subgroup_gaps,
-    temperature,
-    tempered,
 )
+from personae.evaluation.pool import combine
 
 P = np.array([[0.5, 0.3, 0.2], [0.1, 0.25, 0.65], [0.6, 0.4, 0.0]])  # the last question has two options
 OPTION = np.array([0, 1, 1])
@@ -139,7 +133,7 @@ def test_the_calibrated_are_found_calibrated_with_many_answers_and_the_overconfi
     p, option, _ = predictions(0, n=20_000)
     calibrated = expected_calibration_error(p, option)
     assert calibrated < 0.012
-    assert expected_calibration_error(tempered(p, 0.3), option) > 0.15
+    assert expected_calibration_error(combine([p], [3.0]), option) > 0.15
     some = expected_calibration_error(p[:200], option[:200])
     assert some > 3 * calibrated  # few answers look badly calibrated
 
@@ -252,258 +246,3 @@ def test_a_group_is_as_large_as_its_people_not_as_its_answers():
     assert found["suppressed"][0] == 2
     with pytest.raises(ValueError, match="100 values are given for the answers of 99"):
         subgroup_gaps(np.ones(99), np.arange(99), traits)
-
-
-# intervals -------------------------------------------------------------------------------------------------------
-def test_the_interval_covers():
-    rng = np.random.default_rng(0)
-    covered, covered_macro = 0, 0
-    for trial in range(200):
-        ability = rng.uniform(0.3, 0.9, 60)  # people differ, so that their answers hang together
-        who = np.repeat(np.arange(60), 10)
-        bootstrap, said = Bootstrap(who, 400, seed=trial), rng.random(600) < ability[who]
-        low, high = bootstrap.interval(said)[1:]
-        covered += low <= 0.6 <= high
-        low, high = bootstrap.macro(said)[1:]
-        covered_macro += low <= 0.6 <= high
-    assert 0.90 <= covered / 200 <= 0.99
-    assert 0.90 <= covered_macro / 200 <= 0.99
-
-
-def test_estimates():
-    values, who = np.array([1.0, 0, 1, 1, 0.5]), np.array(["b", "a", "b", "b", "c"])
-    bootstrap = Bootstrap(who)
-    assert bootstrap.interval(values).estimate == pytest.approx(0.7)
-    assert bootstrap.macro(values).estimate == pytest.approx(macro(values, who))
-    assert bootstrap.difference(values, np.zeros(5)).estimate == pytest.approx(0.7)
-    for found in (bootstrap.interval(values), bootstrap.macro(values)):
-        assert found.low <= found.estimate <= found.high
-
-
-def test_one_sample_by_hand():
-    """A resample is its people's answers, each as often as the person was drawn."""
-    values, who = np.array([1.0, 0, 1, 0.25, 0.5]), np.array([1, 0, 1, 1, 2])
-    bootstrap = Bootstrap(who, resamples=1, seed=3)
-    drawn_people = np.repeat(np.arange(3), bootstrap.weights[0].astype(int))
-    assert len(drawn_people) == 3
-    answers = np.concatenate([values[who == i] for i in drawn_people])
-    assert bootstrap.interval(values)[1:] == pytest.approx((answers.mean(),) * 2)
-    means = [values[who == i].mean() for i in drawn_people]
-    assert bootstrap.macro(values)[1:] == pytest.approx((np.mean(means),) * 2)
-
-
-def test_answers_of_one_person_count_as_one():
-    said = np.array([1.0, 0, 1, 1, 0, 0, 1, 0, 1, 1])
-    alone, often = Bootstrap(np.arange(10)), Bootstrap(np.repeat(np.arange(10), 100))
-    assert often.interval(np.repeat(said, 100)) == pytest.approx(alone.interval(said))
-
-
-def test_more_people_narrower_interval():
-    rng = np.random.default_rng(0)
-    said = (rng.random(1000) < 0.6).astype(float)
-    widths = [np.subtract(*Bootstrap(np.arange(n)).interval(said[:n])[:0:-1]) for n in (1000, 100, 20)]
-    assert widths == sorted(widths)
-    assert widths[0] == pytest.approx(2 * 1.96 * said.std() / np.sqrt(1000), rel=0.15)
-
-
-def test_a_clear_difference_and_none():
-    rng = np.random.default_rng(0)
-    who = np.repeat(np.arange(200), 5)
-    easy = rng.random(200)[who]
-    a, b = (rng.random(1000) < easy).astype(float), (rng.random(1000) < easy).astype(float)
-    bootstrap = Bootstrap(who)
-    same = bootstrap.difference(a, b)
-    assert same.low < 0 < same.high
-    better = np.where(rng.random(1000) < 0.15, 1, b)
-    clear = bootstrap.difference(better, b)
-    assert 0 < clear.low < clear.estimate < clear.high
-    apart = [bootstrap.interval(x) for x in (better, b)]
-    assert apart[0].low < apart[1].high  # two intervals that overlap hide what the paired one shows
-    assert bootstrap.difference(a, a) == (0, 0, 0)
-    back = bootstrap.difference(b, better)
-    assert (back.low, back.high) == pytest.approx((-clear.high, -clear.low))
-
-
-@given(seeds)
-@few
-def test_what_does_not_vary_has_no_width(seed):
-    rng = np.random.default_rng(seed)
-    constant, who = np.full(40, rng.random()), rng.integers(0, 7, 40)
-    bootstrap = Bootstrap(who, 50, seed)
-    for found in (bootstrap.interval(constant), bootstrap.macro(constant)):
-        assert found == pytest.approx((constant[0],) * 3, abs=1e-12)
-
-
-def test_order_level_seed():
-    rng = np.random.default_rng(0)
-    said, who = rng.random(100), np.array([f"r{i}" for i in rng.integers(0, 30, 100)])
-    found = Bootstrap(who).interval(said)
-    order = rng.permutation(100)
-    assert Bootstrap(who[order]).interval(said[order]) == pytest.approx(found, abs=1e-6)
-    inner = Bootstrap(who, level=0.5).interval(said)
-    assert found.low < inner.low < inner.estimate < inner.high < found.high
-    assert Bootstrap(who).interval(said) == found != Bootstrap(who, seed=1).interval(said)
-    weights = Bootstrap(who).weights
-    assert weights.dtype == np.float32
-    assert (weights.sum(1) == 30).all()
-
-
-def test_bootstrap_refuses():
-    with pytest.raises(ValueError, match="no answers"):
-        Bootstrap(np.array([]))
-    bootstrap = Bootstrap(np.arange(4))
-    for ask in (bootstrap.interval, bootstrap.macro, lambda v: bootstrap.difference(np.ones(4), v)):
-        with pytest.raises(ValueError, match="3 values are given for the answers of 4"):
-            ask(np.ones(3))
-
-
-# sharper, flatter, together --------------------------------------------------------------------------------------
-@given(seeds, st.floats(0.5, 5))
-@few
-def test_a_temperature_is_undone(seed, t):
-    p, _, n_options = predictions(seed)
-    there = tempered(p, t)
-    np.testing.assert_allclose(there.sum(1), 1)
-    assert ((there > 0) == (np.arange(5) < n_options[:, None])).all()
-    np.testing.assert_allclose(tempered(there, 1 / t), p, atol=1e-3)
-    assert (there.argmax(1) == p.argmax(1)).all()
-
-
-@pytest.mark.parametrize("t", [0.4, 1.0, 2.5])
-def test_a_known_temperature_is_found(t):
-    p, option, _ = predictions(0, n=20_000)
-    distorted = tempered(p, 1 / t)
-    found = temperature(distorted, option)
-    assert found == pytest.approx(t, rel=0.05)
-    best = nll(tempered(distorted, found), option).mean()
-    for other in (found * 0.97, found * 1.03):
-        assert best < nll(tempered(distorted, other), option).mean()
-
-
-def test_temperature_by_hand_and_at_its_ends():
-    """Odds of 4 to 1 where 2 to 1 are true: log 4 / T = log 2."""
-    p = np.array([[0.8, 0.2]] * 3)
-    assert temperature(p, np.array([0, 0, 1])) == pytest.approx(2, rel=1e-4)
-    assert temperature(p, np.array([0, 0, 0])) == pytest.approx(1 / 20, rel=1e-3)
-    assert temperature(p, np.array([1, 1, 1])) == pytest.approx(20, rel=1e-3)
-    with pytest.raises(ValueError, match="above zero; got 0"):
-        tempered(p, 0)
-
-
-@given(seeds)
-@few
-def test_weight_one_alone_is_the_prediction_itself(seed):
-    (a, _, n_options), (b, _, _) = predictions(seed), predictions(seed + 1)
-    own = np.arange(5) < n_options[:, None]
-    b = (b + 0.01) * own
-    b /= b.sum(1, keepdims=True)
-    np.testing.assert_allclose(combine([a, b], [1, 0]), a, atol=1e-8)
-    np.testing.assert_allclose(combine([a, b], [0, 1]), b, atol=1e-8)
-    np.testing.assert_allclose(combine([a, b], [0, 0]), own / own.sum(1, keepdims=True))
-    np.testing.assert_allclose(combine([a, b], [0.3, 0.8]), combine([b, a], [0.8, 0.3]))
-    assert (combine([a, b], [0.3, 0.8])[~own] == 0).all()
-
-
-def test_combination_by_hand():
-    """Odds multiply: (4 to 1) x (1 to 2) = 2 to 1."""
-    a, b = np.array([[0.8, 0.2, 0.0]]), np.array([[1 / 3, 2 / 3, 0.0]])
-    np.testing.assert_allclose(combine([a, b], [1, 1]), [[2 / 3, 1 / 3, 0]])
-    np.testing.assert_allclose(combine([a, b], [0.5, 0]), [[2 / 3, 1 / 3, 0]])
-
-
-def test_what_one_calls_impossible_is_left_to_the_other():
-    a, b = np.array([[1.0, 0.0, 0.0]]), np.array([[0.0, 1.0, 0.0]])
-    np.testing.assert_allclose(combine([a, b], [1, 1]), [[0.5, 0.5, 0]])
-    assert combine([a, b], [1, 0.5])[0, 0] > 0.99
-
-
-def test_combination_weights_find_what_is_known():
-    """Two sources, each of which sees its own half of what decides: the truth is their product."""
-    rng = np.random.default_rng(0)
-    x, y = rng.standard_normal((2, 20_000, 3))
-
-    def soft(z: np.ndarray) -> np.ndarray:
-        return np.exp(z) / np.exp(z).sum(1, keepdims=True)
-
-    option = drawn(soft(x + 0.5 * y), rng)
-    parts = [soft(x), soft(y), soft(rng.standard_normal((20_000, 3)))]
-    w = combination_weights(parts, option)
-    np.testing.assert_allclose(w, [1, 0.5, 0], atol=0.05)
-    together = nll(combine(parts, w), option).mean()
-    assert together < min(nll(p, option).mean() for p in parts) - 0.02
-    for i in range(2):
-        for step in (-0.03, 0.03):
-            assert together < nll(combine(parts, w + step * np.eye(3)[i]), option).mean()
-
-
-def test_one_weight_is_one_over_the_temperature():
-    p, option, _ = predictions(3, n=500, sharp=2)
-    p = tempered(p, 0.5)
-    assert combination_weights([p], option)[0] == pytest.approx(1 / temperature(p, option), rel=1e-3)
-
-
-def test_weights_are_never_negative():
-    p, option, _ = predictions(4, n=300, width=2, sharp=2)
-    wrong = p[:, ::-1]
-    assert combination_weights([wrong], option).tolist() == [0]
-    w = combination_weights([np.eye(2)[option]], option)
-    assert 0 < w[0] <= 20
-
-
-def test_the_gradient(monkeypatch):
-    from scipy.optimize import check_grad, minimize
-
-    p, option, _ = predictions(5, n=50)
-    q = (p + 0.1) / (p + 0.1).sum(1, keepdims=True)
-
-    def checked(loss, start, **how):
-        for at in (start, np.array([0.2, 1.4])):
-            assert check_grad(lambda w: loss(w)[0], lambda w: loss(w)[1], at) < 1e-5
-        return minimize(loss, start, **how)
-
-    monkeypatch.setattr(metrics, "minimize", checked)
-    combination_weights([p, q], option)
-
-
-def test_answers_that_nobody_thought_possible_do_not_count():
-    p, option, _ = predictions(6, n=200)
-    a, b = p, tempered(p, 2)
-    found = combination_weights([a, b], option)
-    impossible = np.array([[0.5, 0.5, 0, 0, 0]] * 3)
-    more = [np.vstack([x, impossible]) for x in (a, b)]
-    longer = np.append(option, [4, 4, 4])
-    np.testing.assert_allclose(combination_weights(more, longer), found, atol=1e-6)
-    assert temperature(more[0], longer) == pytest.approx(temperature(a, option))
-    with pytest.raises(ValueError, match="none of 3 answers is called possible"):
-        combination_weights([impossible], np.array([4, 4, 4]))
-    with pytest.raises(ValueError, match="none of 0 answers"):
-        temperature(p[:0], option[:0])
-
-
-def test_combination_refuses():
-    a, b = np.array([[0.8, 0.2, 0.0]]), np.array([[0.5, 0.5]])
-    with pytest.raises(ValueError, match="one shape; got"):
-        combine([a, b], [1, 1])
-    with pytest.raises(ValueError, match=r"2 predictions are combined by one weight each.*\[1.0\]"):
-        combine([a, a], [1])
-    with pytest.raises(ValueError, match="none negative"):
-        combine([a, a], [1, -1])
-
-
-# everything at once ----------------------------------------------------------------------------------------------
-def test_scores_are_the_measures():
-    p, option, n_options = predictions(7, n=300)
-    who = np.random.default_rng(0).integers(0, 40, 300)
-    bootstrap = Bootstrap(who)
-    found = scores(p, option, n_options, bootstrap)
-    hits, losses = right(p, option), nll(p, option)
-    assert (found["accuracy"], found["accuracy_low"], found["accuracy_high"]) == bootstrap.interval(hits)
-    assert (found["nll"], found["nll_low"], found["nll_high"]) == bootstrap.interval(losses)
-    assert found["accuracy"] == pytest.approx(hits.mean())
-    assert found["macro_accuracy"] == pytest.approx(macro(hits, who))
-    assert found["brier"] == pytest.approx(brier(p, option).mean())
-    assert found["ece"] == pytest.approx(expected_calibration_error(p, option))
-    assert found["ordinal_error"] == pytest.approx(ordinal_error(p, option, n_options).mean())
-    assert (found["n"], found["people"]) == (300, len(np.unique(who)))
-    with pytest.raises(ValueError, match="299 values are given for the answers of 300"):
-        scores(p[1:], option[1:], n_options[1:], bootstrap)

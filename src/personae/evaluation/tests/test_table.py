@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -8,20 +10,25 @@ import pytest
 import torch
 
 from personae.data.survey import Question, Survey
-from personae.evaluation import table
-from personae.evaluation.holdout import HoldOut, Pairs, hold_out
-from personae.evaluation.table import Fitted, compare, interval
+from personae.evaluation import rows as evaluation_rows
+from personae.evaluation.fitted import Fitted
+from personae.evaluation.plan import Cell, Pairs, Plan, make_plan
+from personae.evaluation.pool import combine
+from personae.evaluation.rows import ROWS
+from personae.evaluation.table import Run, Scored, compare
 from personae.lm.tiny import tiny_lm
 from personae.people.cohorts import Cohorts
 from personae.people.opinion_model import OpinionModel
+from personae.people.paper_factorization import PaperFactorization
 from personae.people.text_opinion_model import TextOpinionModel
 from personae.steering import persona_prompt
 from personae.steering.persona_prompt import PersonaPrompt
 from personae.steering.text import TextPrompt
 
 STEERED = ["steered LM, shuffled people", "steered LM, cohort", "steered LM, person"]
-KNOWN = ["majority", "opinion model", "raw LM", "LM with traits as text", *STEERED]
-NEW = ["uniform", "opinion model on the question's text", "raw LM", "LM with traits as text", *STEERED]
+TOLD = ["raw LM", "LM with traits as text"]
+KNOWN = ["majority", "trait-group majority", "cohort majority", "opinion model", *TOLD, *STEERED]
+NEW = ["uniform", "opinion model on the question's text", *TOLD, *STEERED]
 
 
 def make_survey(traits: bool = True) -> Survey:
@@ -45,27 +52,43 @@ def make_survey(traits: bool = True) -> Survey:
 
 
 @pytest.fixture(scope="module")
-def held() -> HoldOut:
-    return hold_out(make_survey(), 0.25, 0.25)
+def plan() -> Plan:
+    return make_plan(make_survey(), 0.25, questions=0.25).sample(200)
 
 
 @pytest.fixture(scope="module")
-def fitted(held) -> Fitted:
-    people = OpinionModel(n_components=1).fit(held.train)
+def fitted(plan) -> Fitted:
+    people = OpinionModel(n_components=1).fit(plan.train)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(persona_prompt, "TextOpinionModel", partial(TextOpinionModel, width=16, steps=60))
-        steerer = PersonaPrompt(tiny_lm("llama"), steps=30).fit(held.train, people, progress=False)
-    return Fitted(held.train, people, Cohorts(k=2).fit(people, held.train), steerer)
+        steerer = PersonaPrompt(tiny_lm("llama"), steps=30).fit(plan.train, people, progress=False)
+    ready = {"people": people, "cohorts": Cohorts(k=2).fit(people, plan.train), "text_model": steerer.text_model_}
+    return Fitted(plan, steerer.lm_, steerers={"persona prompt": steerer}, **ready)
 
 
 @pytest.fixture(scope="module")
-def known(fitted, held) -> pd.DataFrame:
-    return compare(fitted, held.seen, n_text=20).set_index("row")
+def steerer(fitted) -> PersonaPrompt:
+    return fitted.steerer("persona prompt", "persona_prompt")
 
 
 @pytest.fixture(scope="module")
-def new(fitted, held) -> pd.DataFrame:
-    return compare(fitted, held.new, n=100, n_text=20).set_index("row")
+def seen(plan) -> Pairs:
+    return plan.cells["seen"].pairs
+
+
+@pytest.fixture(scope="module")
+def asked_new(plan) -> Pairs:
+    return plan.cells["new"].pairs
+
+
+@pytest.fixture(scope="module")
+def known(fitted, plan) -> pd.DataFrame:
+    return compare(fitted, plan.cells["seen"], KNOWN, 20).set_index("row")
+
+
+@pytest.fixture(scope="module")
+def new(fitted, plan) -> pd.DataFrame:
+    return compare(fitted, plan.cells["new"], NEW, 20).set_index("row")
 
 
 def rows_of(fitted: Fitted, pairs: Pairs) -> np.ndarray:
@@ -84,9 +107,9 @@ def test_rows(known, new):
     assert new.index.tolist() == NEW
 
 
-def test_how_many_answers(known, new, held):
-    assert (known["n"].drop("LM with traits as text") == len(held.seen)).all()
-    assert (new["n"].drop("LM with traits as text") == 100).all()
+def test_how_many_answers(known, new, seen):
+    assert (known["n"].drop("LM with traits as text") == len(seen)).all()
+    assert (new["n"].drop("LM with traits as text") == 200).all() or new["n"].max() < 200
     assert known["n"]["LM with traits as text"] == new["n"]["LM with traits as text"] == 20
 
 
@@ -97,37 +120,37 @@ def test_the_interval_is_around_the_figure(known, new):
         assert (result["low"] < result["high"]).all()
 
 
-def test_the_majority_by_hand(known, held):
-    counts = {q.id: np.zeros(len(q.options)) for q in held.train.questions}
-    for j, k in zip(held.train.question, held.train.option, strict=True):
-        counts[held.train.questions[j].id][k] += 1
-    p = [(counts[held.seen.questions[j].id] + 0.5) for j in held.seen.question]
-    accuracy, nll = figures(held.seen, [c / c.sum() for c in p])
+def test_the_majority_by_hand(known, plan, seen):
+    counts = {q.id: np.zeros(len(q.options)) for q in plan.train.questions}
+    for j, k in zip(plan.train.question, plan.train.option, strict=True):
+        counts[plan.train.questions[j].id][k] += 1
+    p = [(counts[seen.questions[j].id] + 0.5) for j in seen.question]
+    accuracy, nll = figures(seen, [c / c.sum() for c in p])
     assert known["accuracy"]["majority"] == pytest.approx(accuracy)
     assert known["nll"]["majority"] == pytest.approx(nll)
 
 
-def test_the_opinion_model_by_hand(known, fitted, held):
+def test_the_opinion_model_by_hand(known, fitted, seen):
     p = []
-    for who, j in zip(held.seen.respondents, held.seen.question, strict=True):
+    for who, j in zip(seen.respondents, seen.question, strict=True):
         vector = fitted.people.vectors_[list(fitted.people.respondent_ids_).index(who)]
-        p.append(fitted.people.predict_proba(vector, [held.seen.questions[j].id])[0, 0])
-    accuracy, nll = figures(held.seen, p)
+        p.append(fitted.people.predict_proba(vector, [seen.questions[j].id])[0, 0])
+    accuracy, nll = figures(seen, p)
     assert known["accuracy"]["opinion model"] == pytest.approx(accuracy)
     assert known["nll"]["opinion model"] == pytest.approx(nll, rel=1e-4)
 
 
-def test_uniform_by_hand(new, held):
-    some = held.new.sample(100, 0)
+def test_uniform_by_hand(new, asked_new):
+    some = asked_new
     sizes = [len(some.questions[j].options) for j in some.question]
     assert new["nll"]["uniform"] == pytest.approx(np.log(sizes).mean())
 
 
 @pytest.mark.parametrize("part", ["known", "new"])
-def test_lm_rows_by_hand(part, request, fitted, held):
+def test_lm_rows_by_hand(part, request, fitted, steerer, plan, seen, asked_new):
     result = request.getfixturevalue(part)
-    pairs = held.seen if part == "known" else held.new.sample(100, 0)
-    questions, steerer = list(pairs.questions), fitted.steerer
+    pairs = seen if part == "known" else asked_new
+    questions = list(pairs.questions)
     who = rows_of(fitted, pairs)
     vectors = torch.as_tensor(fitted.people.vectors_)
     person = steerer.predict_proba_vectors(vectors, questions)
@@ -138,7 +161,7 @@ def test_lm_rows_by_hand(part, request, fitted, held):
         assert result["accuracy"][name] == pytest.approx(accuracy), name
         assert result["nll"][name] == pytest.approx(nll, abs=1e-4), name
     few = pairs.sample(20, 0)
-    told = TextPrompt(steerer.lm_, lambda p: f"Answer as this person. side: {sides[p.name]}.").fit()
+    told = TextPrompt(steerer.lm_, lambda p, q: f"Answer as this person. side: {sides[p.name]}.").fit()
     sides = fitted.train.traits["side"]
     p = told.predict_proba([fitted.people[r] for r in few.respondents], questions)
     assert result["nll"]["LM with traits as text"] == pytest.approx(
@@ -146,25 +169,25 @@ def test_lm_rows_by_hand(part, request, fitted, held):
     )
 
 
-def test_the_text_model_by_hand(new, fitted, held):
-    some = held.new.sample(100, 0)
+def test_the_text_model_by_hand(new, fitted, steerer, asked_new):
+    some = asked_new
     from personae.lm.prompts import letters_prompt
     from personae.lm.reading import prepare
 
     p = []
     for who, j in zip(rows_of(fitted, some), some.question, strict=True):
         q = some.questions[j]
-        h = prepare(fitted.steerer.lm_, [letters_prompt(fitted.steerer.lm_, q.text, q.options, "late")]).representation
-        (row,) = fitted.steerer.text_model_.predict_proba(
-            fitted.people.vectors_[who : who + 1], h.numpy(), [len(q.options)]
-        )[0]
+        h = prepare(steerer.lm_, [letters_prompt(steerer.lm_, q.text, q.options, "late")]).representation
+        (row,) = steerer.text_model_.predict_proba(fitted.people.vectors_[who : who + 1], h.numpy(), [len(q.options)])[
+            0
+        ]
         p.append(row)
     accuracy, nll = figures(some, p)
     assert new["nll"]["opinion model on the question's text"] == pytest.approx(nll, abs=1e-3)
     assert new["accuracy"]["opinion model on the question's text"] == pytest.approx(accuracy, abs=0.02)
 
 
-def test_with_people_shuffled_nobody_is_known(known, fitted, held, monkeypatch):
+def test_with_people_shuffled_nobody_is_known(known, fitted, plan, seen, steerer, monkeypatch):
     assert known["accuracy"]["steered LM, person"] > known["accuracy"]["steered LM, shuffled people"] + 0.1
     assert known["nll"]["steered LM, person"] < known["nll"]["steered LM, shuffled people"]
     asked = []
@@ -173,93 +196,134 @@ def test_with_people_shuffled_nobody_is_known(known, fitted, held, monkeypatch):
         asked.append(vectors.clone())
         return np.full((len(vectors), 1, len(questions[0].options)), 1 / len(questions[0].options))
 
-    monkeypatch.setattr(fitted.steerer, "predict_proba_vectors", watching)
-    compare(fitted, held.seen, n_text=1)
-    assert len(asked) == 6  # one pass a question serves the three sets of people
-    shuffled, _, person = (torch.cat([a.chunk(3)[i] for a in asked])[:, 0].numpy() for i in range(3))
-    given = fitted.people.vectors_[rows_of(fitted, held.seen), 0]
-    assert sorted(person) == pytest.approx(sorted(given))
-    assert np.mean(shuffled == person) < 0.2
-    assert set(np.round(shuffled, 5)) <= set(np.round(fitted.people.vectors_[:, 0], 5))
-    assert len(set(shuffled)) > 20  # somebody else each time, not one person for all
+    monkeypatch.setattr(steerer, "predict_proba_vectors", watching)
+    fitted = Fitted(
+        plan, steerer.lm_, steerers={"persona prompt": steerer}, people=fitted.people, cohorts=fitted.cohorts
+    )
+    compare(fitted, plan.cells["seen"], STEERED)
+    assert len(asked) == 6  # one pass a question serves all sets of people
+    from personae.evaluation.rows import _stand_ins
+
+    sets = _stand_ins(fitted, plan.cells["seen"], ())
+    given = fitted.people.vectors_[rows_of(fitted, seen)]
+    assert np.array_equal(sets["person"], given)
+    assert np.mean(sets["shuffled"][:, 0] == given[:, 0]) < 0.2
+    assert set(sets["shuffled"][:, 0]) <= set(fitted.people.vectors_[:, 0])
+    assert len(set(sets["shuffled"][:, 0])) > 20  # somebody else each time, not one person for all
+    stranger = dict(zip(seen.respondents, sets["shuffled"][:, 0], strict=True))
+    assert all(stranger[r] == x for r, x in zip(seen.respondents, sets["shuffled"][:, 0], strict=True))
 
 
-def test_deterministic_and_seeded(known, fitted, held):
-    again = compare(fitted, held.seen, n_text=20).set_index("row")
+def test_trait_groups_stand_for_their_members(fitted, plan, seen):
+    from personae.evaluation.rows import _stand_ins
+
+    found = _stand_ins(fitted, plan.cells["seen"], ())["trait group"]
+    sides = plan.traits["side"]
+    for value in ("left", "right"):
+        mean = fitted.people.vectors_[(sides.loc[fitted.people.respondent_ids_] == value).to_numpy()].mean(0)
+        at = (sides.loc[seen.respondents] == value).to_numpy()
+        np.testing.assert_allclose(found[at], np.broadcast_to(mean, found[at].shape), rtol=1e-5)
+
+
+def test_the_majority_of_a_group_by_hand(known, plan, seen):
+    train, sides = plan.train, plan.traits["side"]
+    p = []
+    for who, j in zip(seen.respondents, seen.question, strict=True):
+        q = seen.questions[j]
+        mine = [
+            k
+            for r, column, k in zip(train.respondent, train.question, train.option, strict=True)
+            if train.questions[column].id == q.id and sides[train.respondent_ids[r]] == sides[who]
+        ]
+        everybody = train.option[train.question == train.question_index(q.id)[0]]
+        share = np.bincount(everybody, minlength=len(q.options)) + 0.5
+        counts = np.bincount(mine, minlength=len(q.options)) + 10 * share / share.sum()
+        p.append(counts / counts.sum())
+    accuracy, nll = figures(seen, p)
+    assert known["accuracy"]["trait-group majority"] == pytest.approx(accuracy)
+    assert known["nll"]["trait-group majority"] == pytest.approx(nll)
+
+
+def test_the_same_call_the_same_table(known, fitted, plan):
+    again = compare(fitted, plan.cells["seen"], KNOWN, 20).set_index("row")
     pd.testing.assert_frame_equal(again, known)
-    other = compare(fitted, held.seen, n_text=20, seed=1).set_index("row")
-    assert other["nll"]["LM with traits as text"] != known["nll"]["LM with traits as text"]
-    assert other["nll"]["steered LM, shuffled people"] != known["nll"]["steered LM, shuffled people"]
-    assert other["nll"]["steered LM, person"] == pytest.approx(known["nll"]["steered LM, person"])
 
 
-def test_without_traits_and_without_the_text_model(held, fitted, monkeypatch):
-    train = Survey(
-        fitted.train.questions,
-        fitted.train.respondent_ids,
-        fitted.train.respondent,
-        fitted.train.question,
-        fitted.train.option,
-    )
-    monkeypatch.setattr(fitted.steerer, "text_model_", None)  # as after loading
-    bare = Fitted(train, fitted.people, fitted.cohorts, fitted.steerer)
-    assert compare(bare, held.seen, n=20)["row"].tolist() == [r for r in KNOWN if "traits" not in r]
-    assert compare(bare, held.new, n=20)["row"].tolist() == ["uniform", "raw LM", *STEERED]
+def test_without_traits(plan, fitted):
+    bare = replace(plan, traits=plan.traits.iloc[:, :0])
+    fitted = Fitted(bare, fitted.lm, steerers=fitted._steerers, people=fitted.people, cohorts=fitted.cohorts)
+    assert compare(fitted, plan.cells["seen"], KNOWN)["row"].tolist() == [r for r in KNOWN if "trait" not in r]
 
 
-def test_known_and_new_questions_are_not_mixed(fitted, held):
-    both = Pairs(
-        np.concatenate([held.seen.respondents, held.new.respondents]),
-        held.seen.questions,
-        np.concatenate([held.seen.question, held.new.question]),
-        np.concatenate([held.seen.option, held.new.option]),
-    )
-    with pytest.raises(ValueError, match="mix questions that were asked in training with new ones"):
-        compare(fitted, both)
+def test_an_unknown_row_is_named(fitted, plan):
+    with pytest.raises(ValueError, match='there is no row "majorty"; there are: uniform, majority'):
+        compare(fitted, plan.cells["seen"], ["majorty"])
 
 
-def test_nothing_to_compare(fitted, held):
+def test_nothing_to_compare(fitted, plan):
     with pytest.raises(ValueError, match="no answers to compare"):
-        compare(fitted, held.seen.sample(0, 0))
+        compare(fitted, plan.cells["seen"][np.arange(0)])
 
 
-# intervals -------------------------------------------------------------------------------------------------------
-def test_the_interval_covers():
-    rng = np.random.default_rng(0)
-    covered = 0
-    for trial in range(200):
-        ability = rng.uniform(0.3, 0.9, 60)  # people differ, so that their answers hang together
-        who = np.repeat(np.arange(60), 10)
-        low, high = interval(rng.random(600) < ability[who], who, seed=trial)
-        covered += low <= 0.6 <= high
-    assert 0.90 <= covered / 200 <= 0.99
+# people who were not fitted --------------------------------------------------------------------------------------
+def test_unseen_people_are_known_by_what_is_given(fitted):
+    plan = make_plan(make_survey(), 0.25, people=0.3, questions=0.25, given=(1, 4))
+    others = Fitted(plan, fitted.lm, people=OpinionModel(n_components=1).fit(plan.train))
+    found = {
+        k: compare(others, plan.cells[f"unseen-{k}"], ["majority", "opinion model"]).set_index("row") for k in (1, 4)
+    }
+    assert found[1]["nll"]["majority"] == found[4]["nll"]["majority"]
+    assert found[4]["nll"]["opinion model"] < found[4]["nll"]["majority"] - 0.01
+    assert found[1]["nll"]["opinion model"] != found[4]["nll"]["opinion model"]
 
 
-def test_answers_of_one_person_count_as_one():
-    """A hundred equal answers of each of ten people say no more than one answer of each."""
-    said = np.array([1.0, 0, 1, 1, 0, 0, 1, 0, 1, 1])
-    assert interval(said, np.arange(10)) == interval(np.repeat(said, 100), np.repeat(np.arange(10), 100))
+@pytest.mark.parametrize("name", [n for n, r in ROWS.items() if not (r.trained or r.slow) and n != "raw LM"])
+def test_every_row_of_unseen_people_is_a_distribution(fitted, name):
+    plan = make_plan(make_survey(), 0.25, people=0.3, questions=0.25, given=(3,))
+    people = OpinionModel(n_components=1).fit(plan.train)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("personae.evaluation.fitted.TextOpinionModel", partial(TextOpinionModel, width=16, steps=5))
+        patch.setattr("personae.evaluation.fitted.PaperFactorization", partial(PaperFactorization, max_epochs=3))
+        for cell in plan.cells.values():
+            for row in evaluation_rows.rows_of(plan, cell, [name]):
+                if name.startswith(("cohort majority,",)) and int(name.split(", ")[1]) > 10:
+                    continue
+                p = row.predict(
+                    Fitted(plan, fitted.lm, people=people, cohorts=Cohorts(k=2).fit(people, plan.train)), cell
+                )
+                np.testing.assert_allclose(p.sum(1), 1, atol=1e-3)
+                n = np.array([len(q.options) for q in cell.pairs.questions])[cell.pairs.question]
+                assert (p[np.arange(p.shape[1]) >= n[:, None]] == 0).all()
 
 
-def test_fewer_people_wider_interval():
-    rng = np.random.default_rng(0)
-    said = (rng.random(1000) < 0.6).astype(float)
-    widths = [np.subtract(*interval(said[:n], np.arange(n))[::-1]) for n in (1000, 100, 20)]
-    assert widths == sorted(widths)
-    assert widths[2] > 3 * widths[0]
-    ordinary = 2 * 1.96 * said.std() / np.sqrt(1000)
-    assert widths[0] == pytest.approx(ordinary, rel=0.15)
+def test_somebody_of_whom_nothing_is_given_is_the_average_person(fitted, plan):
+    people = fitted.people
+    pairs = Pairs(np.array(["stranger"]), plan.train.questions, np.array([0]), np.array([0]))
+    given = plan.train.select(respondents=plan.train.respondent_ids[:2])
+    p = ROWS["opinion model"].predict(fitted, Cell("strangers", pairs, given))
+    np.testing.assert_allclose(p, people.predict_proba(people.fold_in({}), plan.train.question_ids[0])[0], rtol=1e-5)
 
 
-def test_level_and_seed():
-    said, who = np.random.default_rng(0).random(100), np.arange(100)
-    low, high = interval(said, who)
-    inner_low, inner_high = interval(said, who, level=0.5)
-    assert low < inner_low < said.mean() < inner_high < high
-    assert interval(said, who) == (low, high) != interval(said, who, seed=1)
+# scores ----------------------------------------------------------------------------------------------------------
+def test_several_seeds_are_one_row(plan):
+    cell = plan.cells["seen"]
+    p = ROWS["uniform"].predict(None, cell).astype(float)
+    q = combine([ROWS["majority"].predict(SimpleNamespace(train=plan.train), cell)], [1.0])
+    at = np.arange(len(cell))
+    one, other, both = (Scored(cell, [Run(at, x) for x in runs]) for runs in ([p], [q], [p, q]))
+    figures = both.summary()
+    assert figures["seeds"] == 2
+    assert figures["nll"] == pytest.approx((one.summary()["nll"] + other.summary()["nll"]) / 2)
+    assert figures["accuracy_a_seed"] == [one.summary()["accuracy"], other.summary()["accuracy"]]
+    assert figures["low"] < figures["accuracy"] < figures["high"]
 
 
-def test_one_person_or_one_value():
-    assert interval(np.array([1.0, 0.0]), np.array(["ann", "ann"])) == (0.5, 0.5)
-    assert interval(np.ones(7), np.arange(7)) == (1.0, 1.0)
-    assert table.interval(np.array([True, False]), np.array([0, 1]))[0] == 0.0
+def test_a_difference_is_paired_on_what_both_predicted(plan):
+    cell = plan.cells["seen"]
+    p = ROWS["uniform"].predict(None, cell)
+    whole, part = np.arange(len(cell)), np.arange(0, len(cell), 3)
+    assert Scored(cell, [Run(whole, p)]).minus(Scored(cell, [Run(part, p[part])])) == {
+        "accuracy": {"estimate": 0, "low": 0, "high": 0},
+        "nll": {"estimate": 0, "low": 0, "high": 0},
+        "n": len(part),
+    }

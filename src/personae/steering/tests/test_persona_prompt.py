@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 
 from personae.data.survey import Question, Survey
-from personae.evaluation.holdout import hold_out
+from personae.evaluation.plan import make_plan
 from personae.lm.prompts import PLACEMENTS, chat_prompt, reply_ids, text_prompt
 from personae.lm.reading import option_logits, prepare, read, text_log_probs
 from personae.lm.tiny import tiny_lm
@@ -155,19 +155,24 @@ def test_an_option_keeps_its_probability_wherever_it_is_listed(steerer, lm, peop
 
 
 # learning --------------------------------------------------------------------------------------------------------
+def losses(p: np.ndarray, option: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return p.argmax(1) == option, -np.log(p[np.arange(len(p)), option])
+
+
 def test_beats_the_majority_on_held_out_answers(lm, camps):
-    held = hold_out(camps(240, strength=3.0), seed=1)
-    people = OpinionModel(n_components=1).fit(held.train)
-    steerer = PersonaPrompt(lm, steps=40).fit(held.train, people, progress=False)
-    rows = people.respondent_ids_.get_indexer(held.seen.respondents)
-    p = steerer.predict_proba_vectors(torch.as_tensor(people.vectors_).float(), held.train.questions)
-    right, nll = held.seen.losses(p[rows, held.seen.question])
-    shares = held.train.option_counts() / held.train.option_counts().sum(1, keepdims=True)
-    right_of_majority, nll_of_majority = held.seen.losses(shares[held.seen.question])
+    plan = make_plan(camps(240, strength=3.0), seed=1)
+    people = OpinionModel(n_components=1).fit(plan.train)
+    steerer = PersonaPrompt(lm, steps=40).fit(plan.train, people, progress=False)
+    seen = plan.cells["seen"].pairs
+    rows = people.respondent_ids_.get_indexer(seen.respondents)
+    p = steerer.predict_proba_vectors(torch.as_tensor(people.vectors_).float(), plan.train.questions)
+    right, nll = losses(p[rows, seen.question], seen.option)
+    shares = plan.train.option_counts() / plan.train.option_counts().sum(1, keepdims=True)
+    right_of_majority, nll_of_majority = losses(shares[seen.question], seen.option)
     assert right.mean() > right_of_majority.mean() + 0.1
     assert nll.mean() < nll_of_majority.mean() - 0.05
     # It is this person that the LM answers as: with people shuffled it knows nothing.
-    shuffled, _ = held.seen.losses(p[np.random.default_rng(0).permutation(len(p))[rows], held.seen.question])
+    shuffled, _ = losses(p[np.random.default_rng(0).permutation(len(p))[rows], seen.question], seen.option)
     assert shuffled.mean() < right_of_majority.mean() + 0.1
 
 

@@ -1,0 +1,344 @@
+"""The rows of the table: every way to predict an answer, from the majority to the steered LM.
+
+A row is a function of what was fitted and of a cell; it gives option probabilities (n, K). Rows are registered by a
+decorator, and every steerer that registers itself is a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import numpy as np
+import pandas as pd
+import torch
+
+from personae.data.survey import Survey
+from personae.evaluation.fitted import Fitted, Group, by_question
+from personae.evaluation.plan import Cell, Plan
+from personae.people.persona import Persona
+from personae.steering.base import REGISTRY, Steerer
+from personae.steering.persona_prompt import PersonaPrompt
+from personae.steering.text import Describe, SimilarAnswers, TextPrompt, describe_by_traits, nothing
+
+Predict = Callable[[Fitted, Cell], np.ndarray]
+COHORTS = (6, 10, 20, 30, 50)  # numbers of cohorts, as in the paper
+_HALF = 0.5  # pseudo-count of every option
+_DRAWN = 10.0  # answers' worth of everybody's distribution that a group's is drawn to
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to predict answers.
+
+    Attributes
+    ----------
+    name : str
+    predict : callable
+        (fitted, cell) to probabilities (n, K), zero beyond a question's own options.
+    known, new : bool
+        Whether it predicts answers to questions of the training part, and to others.
+    slow : bool
+        Whether an answer costs a whole pass of the LM, so that fewer are asked for.
+    trained : bool
+        Whether it was trained through the LM with a seed, and is repeated with several.
+    traits : bool
+        Whether it needs traits.
+    """
+
+    name: str
+    predict: Predict
+    known: bool = True
+    new: bool = True
+    slow: bool = False
+    trained: bool = False
+    traits: bool = False
+
+
+ROWS: dict[str, Row] = {}
+
+
+def row(name: str, **about: bool) -> Callable[[Predict], Predict]:
+    """Register a function as a row of the table."""
+
+    def register(predict: Predict) -> Predict:
+        ROWS[name] = Row(name, predict, **about)
+        return predict
+
+    return register
+
+
+# without a language model --------------------------------------------------------------------------------------
+@row("uniform", known=False)
+def uniform(fitted: Fitted, cell: Cell) -> np.ndarray:
+    """Every option alike."""
+    n = np.array([len(q.options) for q in cell.pairs.questions])
+    return ((np.arange(n.max()) < n[:, None]) / n[:, None])[cell.pairs.question]
+
+
+@row("majority", new=False)
+def majority(fitted: Fitted, cell: Cell) -> np.ndarray:
+    """What everybody answered to the question."""
+    return _shares(fitted.train)[_columns(fitted.train, cell)]
+
+
+@row("trait-group majority", new=False, traits=True)
+def trait_majority(fitted: Fitted, cell: Cell) -> np.ndarray:
+    """What people with the same value of a trait answered; of all traits the one that fits the training part best."""
+    train, traits = fitted.train, fitted.plan.traits
+    groups = {str(t): traits[t].astype("string").fillna("") for t in traits.columns}
+    values = max(groups.values(), key=lambda g: _likelihood(train, g.loc[train.respondent_ids]))
+    return _of_groups(train, values.loc[train.respondent_ids], values.loc[cell.pairs.respondents], cell)
+
+
+@row("cohort majority", new=False)
+def cohort_majority(fitted: Fitted, cell: Cell) -> np.ndarray:
+    """What the members of the person's cohort answered."""
+    group, cohorts = fitted.group(cell), fitted.cohorts
+    mine = pd.Series(cohorts.assign(group.vectors)[group.row])
+    return _of_groups(fitted.train, pd.Series(cohorts.labels_), mine, cell)
+
+
+@row("opinion model, as published", new=False)
+def paper_factorization(fitted: Fitted, cell: Cell) -> np.ndarray:
+    """The paper's factorisation with our read-out."""
+    group = Group.of(fitted.paper, cell)
+    column = _columns(fitted.train, cell)
+    who = None if cell.given is None else group.vectors
+    return fitted.paper.predict_proba_pairs(group.row % len(group.vectors), column, who)
+
+
+@row("opinion model", new=False)
+def opinion_model(fitted: Fitted, cell: Cell) -> np.ndarray:
+    """`OpinionModel`."""
+    group = fitted.group(cell)
+    row = group.row % len(group.vectors)
+    return fitted.people.predict_proba_pairs(row, _columns(fitted.train, cell), group.personas)
+
+
+@row("opinion model on the question's text")
+def text_opinion_model(fitted: Fitted, cell: Cell) -> np.ndarray:
+    """`TextOpinionModel` on the LM's representation of the question, without the LM in the loop."""
+    group, pairs = fitted.group(cell), cell.pairs
+    out = _empty(cell)
+    asked = by_question(pairs)
+    h = fitted.representation([pairs.questions[j] for j, _ in asked])
+    for (j, at), embedding in zip(asked, h, strict=True):
+        k = len(pairs.questions[j].options)
+        out[at, :k] = fitted.text_model.predict_proba(group.vectors[group.row[at]], embedding[None], [k])[:, 0]
+    return out
+
+
+# a language model that nobody trained --------------------------------------------------------------------------
+@row("raw LM")
+def raw(fitted: Fitted, cell: Cell) -> np.ndarray:
+    """The LM asked without a word about the person."""
+    return _told(fitted, cell, nothing)
+
+
+@row("LM with traits as text", slow=True, traits=True)
+def traits_text(fitted: Fitted, cell: Cell) -> np.ndarray:
+    """The LM told who is asked."""
+    return _told(fitted, cell, describe_by_traits(fitted.plan))
+
+
+@row("LM with similar answers as text", slow=True)
+def similar_answers(fitted: Fitted, cell: Cell) -> np.ndarray:
+    """The LM told the person's five answers to the most similar questions."""
+    return _told(fitted, cell, SimilarAnswers(cell.given or fitted.train, fitted.encoder))
+
+
+# a language model that is steered ------------------------------------------------------------------------------
+@row("steered LM, shuffled people", trained=True)
+def shuffled(fitted: Fitted, cell: Cell) -> np.ndarray:
+    """What the steered LM says of somebody else: a control for what it knows of the question alone."""
+    return _steered(fitted, cell)["shuffled"]
+
+
+@row("steered LM, cohort", trained=True)
+def cohort(fitted: Fitted, cell: Cell) -> np.ndarray:
+    """The centroid of the person's cohort, of as many as `Cohorts` chose."""
+    return _steered(fitted, cell)["cohort"]
+
+
+@row("steered LM, person", trained=True)
+def person(fitted: Fitted, cell: Cell) -> np.ndarray:
+    """The person's own vector."""
+    return _steered(fitted, cell)["person"]
+
+
+@row("steered LM, trait group", trained=True, traits=True)
+def trait_group(fitted: Fitted, cell: Cell) -> np.ndarray:
+    """The centroid of those with the same value of the trait that tells vectors apart best."""
+    return _steered(fitted, cell)["trait group"]
+
+
+def _of_k(k: int) -> None:
+    @row(f"cohort majority, {k}", new=False)
+    def counted(fitted: Fitted, cell: Cell) -> np.ndarray:
+        group, cohorts = fitted.group(cell), fitted.cohorts_of(k)
+        mine = pd.Series(cohorts.assign(group.vectors)[group.row])
+        return _of_groups(fitted.train, pd.Series(cohorts.labels_), mine, cell)
+
+    @row(f"steered LM, {k} cohorts", trained=True)
+    def centroids(fitted: Fitted, cell: Cell) -> np.ndarray:
+        return _steered(fitted, cell, COHORTS)[f"{k} cohorts"]
+
+
+for _k in COHORTS:
+    _of_k(_k)
+
+
+def _steered(fitted: Fitted, cell: Cell, ks: Iterable[int] = ()) -> dict[str, np.ndarray]:
+    """Predictions with every set of vectors that may stand for the people: all share one pass a question.
+
+    Cells that ask for the same answers (of people of whom more or less is known) share it, too.
+    """
+    ks = tuple(ks)
+    key = "steered", cell.name, len(cell), ks
+    if key not in fitted.memory:
+        cells = [c for c in fitted.plan.cells.values() if c.pairs is cell.pairs] or [cell]
+        sets = {(c.name, name): x for c in cells for name, x in _stand_ins(fitted, c, ks).items()}
+        steerer = fitted.steerer("persona prompt", "persona_prompt")
+        assert isinstance(steerer, PersonaPrompt)
+        found = _by_question(steerer, list(sets.values()), cell)
+        for (name, which), p in zip(sets, found, strict=True):
+            fitted.memory.setdefault(("steered", name, len(cell), ks), {})[which] = p
+    return fitted.memory[key]
+
+
+def _stand_ins(fitted: Fitted, cell: Cell, ks: tuple[int, ...]) -> dict[str, np.ndarray]:
+    """Vectors (n, D) that stand for the person of each answer."""
+    group = fitted.group(cell)
+    mine = group.vectors[group.row]
+    if ks:
+        return {f"{k} cohorts": _centroids(fitted.cohorts_of(k), mine) for k in ks}
+    # A fixed permutation of people, not of answers: one stranger a person.
+    other = np.random.default_rng(fitted.random_state).permutation(len(group.vectors))
+    return {
+        "shuffled": group.vectors[other][group.row % len(other)],
+        "cohort": _centroids(fitted.cohorts, mine),
+        "trait group": _trait_centroids(fitted, cell, mine),
+        "person": mine,
+    }
+
+
+def _centroids(cohorts: Iterable[Persona], vectors: np.ndarray) -> np.ndarray:
+    return np.stack([c.vector for c in cohorts])[cohorts.assign(vectors)]  # type: ignore[attr-defined]
+
+
+def _trait_centroids(fitted: Fitted, cell: Cell, mine: np.ndarray) -> np.ndarray:
+    """Mean vector of the fitted people with the same value of the trait that explains most of the vectors' variance."""
+    vectors, traits = fitted.people.vectors_, fitted.plan.traits
+    out = np.broadcast_to(vectors.mean(0), mine.shape)
+    best = 0.0
+    for name in traits.columns:
+        values = traits[name].astype("string").fillna("")
+        members = pd.DataFrame(vectors).groupby(values.loc[fitted.train.respondent_ids].to_numpy())
+        means = members.mean()
+        spread = float((means.sub(vectors.mean(0)).pow(2).sum(axis=1) * members.size()).sum())
+        if spread > best:
+            best = spread
+            theirs = means.reindex(values.loc[cell.pairs.respondents].to_numpy()).to_numpy()
+            out = np.where(np.isnan(theirs), vectors.mean(0), theirs)
+    return out
+
+
+def _by_question(steerer: PersonaPrompt, sets: list[np.ndarray], cell: Cell) -> np.ndarray:
+    """Probabilities (sets, n, K): a question is read once for everybody who was asked, whatever stands for them."""
+    out = np.zeros((len(sets), *_empty(cell).shape), dtype=np.float32)
+    for j, at in by_question(cell.pairs):
+        everybody = np.concatenate([s[at] for s in sets])
+        vectors, place = np.unique(everybody, axis=0, return_inverse=True)  # many share a centroid
+        p = steerer.predict_proba_vectors(torch.as_tensor(vectors).float(), [cell.pairs.questions[j]])[:, 0]
+        out[:, at, : p.shape[1]] = p[place.reshape(-1)].reshape(len(sets), len(at), -1)
+    return out
+
+
+def _any_steerer(method: str, cls: type[Steerer]) -> None:
+    @row(method, trained=True, slow=True)
+    def predict(fitted: Fitted, cell: Cell) -> np.ndarray:
+        steerer, group = fitted.steerer(method, method), fitted.group(cell)
+        personas = group.personas or [fitted.people[r] for r in np.unique(cell.pairs.respondents)]
+        who = {p.name: p for p in personas}
+        out = _empty(cell)
+        for j, at in by_question(cell.pairs):
+            asked = [who.get(r, personas[-1]) for r in cell.pairs.respondents[at]]
+            p = steerer.predict_proba(asked, [cell.pairs.questions[j]])[:, 0]
+            out[at, : p.shape[1]] = p
+        return out
+
+
+for _method, _cls in REGISTRY.items():
+    if _method not in ("persona_prompt", "text"):  # which have rows of their own
+        _any_steerer(_method, _cls)
+
+
+# pieces --------------------------------------------------------------------------------------------------------
+def _empty(cell: Cell) -> np.ndarray:
+    return np.zeros((len(cell), max(len(q.options) for q in cell.pairs.questions)), dtype=np.float32)
+
+
+def _columns(train: Survey, cell: Cell) -> np.ndarray:
+    """Column of each answer's question in the training part."""
+    return train.question_index([cell.pairs.questions[j].id for j in cell.pairs.question])
+
+
+def _shares(train: Survey) -> np.ndarray:
+    """Option shares (Q, K) of everybody."""
+    counts = train.option_counts() + _HALF * (np.arange(train.n_options.max()) < train.n_options[:, None])
+    return counts / counts.sum(1, keepdims=True)
+
+
+def _group_shares(train: Survey, groups: pd.Series) -> tuple[pd.Index, np.ndarray]:
+    """Group names, and option shares (G, Q, K) drawn to everybody's where a group is small."""
+    code, names = pd.factorize(groups.to_numpy(), sort=True)
+    counts = np.zeros((len(names), train.n_questions, int(train.n_options.max())))
+    np.add.at(counts, (code[train.respondent], train.question, train.option), 1)
+    counts += _DRAWN * _shares(train)
+    return pd.Index(names), counts / counts.sum(-1, keepdims=True)
+
+
+def _of_groups(train: Survey, fitted_groups: pd.Series, groups: pd.Series, cell: Cell) -> np.ndarray:
+    """Option shares of each answer's group; everybody's where it is unknown."""
+    names, shares = _group_shares(train, fitted_groups)
+    shares = np.concatenate([shares, _shares(train)[None]])  # an unknown group is the last, index -1
+    return shares[names.get_indexer(pd.Index(groups.to_numpy())), _columns(train, cell)]
+
+
+def _likelihood(train: Survey, groups: pd.Series) -> float:
+    """Log-likelihood of the training answers under their groups' shares, each answer left out of its own share."""
+    names, _ = _group_shares(train, groups)
+    code = names.get_indexer(pd.Index(groups.to_numpy()))[train.respondent]
+    counts = np.zeros((len(names), train.n_questions, int(train.n_options.max())))
+    np.add.at(counts, (code, train.question, train.option), 1)
+    mine = counts[code, train.question, train.option] - 1 + _DRAWN * _shares(train)[train.question, train.option]
+    return float(np.log(mine / (counts[code, train.question].sum(-1) - 1 + _DRAWN)).sum())
+
+
+def _told(fitted: Fitted, cell: Cell, describe: Describe) -> np.ndarray:
+    """The LM's letters after a text about the person; every different (text, question) once, in batches."""
+    pairs = cell.pairs
+    people = {who: Persona(who, np.zeros(1), np.zeros((1, 1)), 1.0) for who in np.unique(pairs.respondents)}
+    asked = [pairs.questions[j] for j in pairs.question]
+    wanted = [(describe(people[who], q), q) for who, q in zip(pairs.respondents, asked, strict=True)]
+    different = list(dict.fromkeys(wanted))
+    lm = TextPrompt(fitted.lm).fit()
+    p = dict(zip(different, lm.predict_letters([t for t, _ in different], [q for _, q in different]), strict=True))
+    out = _empty(cell)
+    for i, w in enumerate(wanted):
+        out[i, : len(p[w])] = p[w]
+    return out
+
+
+def rows_of(plan: Plan, cell: Cell, names: Iterable[str] | None = None) -> list[Row]:
+    """Rows that apply to a cell, all or of those named; an unknown name raises."""
+    wanted = list(ROWS) if names is None else list(names)
+    unknown = [n for n in wanted if n not in ROWS]
+    if unknown:
+        raise ValueError(f'there is no row "{unknown[0]}"; there are: {", ".join(ROWS)}')
+    return [
+        row
+        for row in map(ROWS.__getitem__, wanted)
+        if (row.new if cell.new else row.known) and (plan.traits.shape[1] or not row.traits)
+    ]
