@@ -25,7 +25,13 @@ def _share(name: str, default: float, help: str) -> Any:
     type=click.Path(file_okay=False, path_type=Path),
     help="Predictions, trained steerers, result.json and figures; evaluation by default. The same call goes on there.",
 )
-@click.option("--rows", metavar="A,B,...", help="Rows of the table; all of them by default (see --list).")
+@click.option(
+    "--row",
+    "rows",
+    metavar="NAME",
+    multiple=True,
+    help="Of the table, may be repeated (see --list); by default all but those whose training takes hours.",
+)
 @click.option("--list", "listed", is_flag=True, help="Name the rows and stop.")
 @_share("--held-out", 0.2, "Of the answers, to predict.")
 @_share("--new-people", 0.1, "Of the people, not fitted but folded in from a few answers.")
@@ -59,7 +65,7 @@ def evaluate(
     traits: str | None,
     format: str | None,
     out: Path | None,
-    rows: str | None,
+    rows: tuple[str, ...],
     listed: bool,
     held_out: float,
     new_people: float,
@@ -94,7 +100,7 @@ def evaluate(
     found = run(
         plan,
         out,
-        [r.strip() for r in rows.split(",")] if rows else None,
+        rows or None,
         range(seed, seed + seeds),
         answers,
         slow_answers,
@@ -114,13 +120,14 @@ def evaluate(
 
 
 def _list(rows: dict[str, Any], as_json: bool) -> None:
-    about = {name: (row.predict.__doc__ or "").strip().split("\n")[0] for name, row in rows.items()}
+    about = {name: " ".join((row.predict.__doc__ or "").split()) for name, row in rows.items()}
     if as_json:
         print_json(about)
         return
-    lines = table("row", "what it is")
+    lines = table("row", "what it is", "cost of an answer")
     for name, text in about.items():
-        lines.add_row(name, text)
+        cost = "a pass, in training too" if rows[name].costly else "a pass" if rows[name].slow else ""
+        lines.add_row(name, text, cost)
     print_table(lines)
 
 

@@ -117,7 +117,7 @@ def evaluate(
     Parameters
     ----------
     out : Path
-        Predictions and trained steerers are kept here; the same call goes on where it was interrupted.
+        Predictions, trained steerers and ``result.json`` are kept here; the same call goes on where it was interrupted.
     rows : sequence of str, optional
         Names of `personae.evaluation.rows.ROWS`; all of them by default.
     seeds : sequence of int
@@ -167,7 +167,7 @@ def evaluate(
             at = _affordable(fitted[seed], cells[name], row, slow_answers, share)
             slow_left -= 1
         kept.put(name, row.name, seed, Run(at, row.predict(fitted[seed], cells[name][at])))
-    return {
+    found = {
         "identity": identity,
         "settings": {**plan.settings, "seeds": list(seeds), "steps": steps, "slow_answers": slow_answers},
         "sizes": {"train": repr(plan.train), **{name: len(cell) for name, cell in cells.items()}},
@@ -175,6 +175,8 @@ def evaluate(
         "machine": machine(),
         "seconds": time.monotonic() - started,
     }
+    (Path(out) / "result.json").write_text(json.dumps(found, indent=1, default=float))
+    return found
 
 
 def _affordable(fitted: Fitted, cell: Cell, row: Row, most: int, seconds: float | None) -> np.ndarray:

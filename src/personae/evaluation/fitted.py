@@ -21,6 +21,7 @@ from personae.people.paper_factorization import PaperFactorization
 from personae.people.persona import Persona
 from personae.people.text_opinion_model import TextOpinionModel
 from personae.steering.base import REGISTRY, Steerer
+from personae.steering.text import describe_by_traits
 
 
 @dataclass(frozen=True)
@@ -144,16 +145,16 @@ class Fitted:
         return self._steerers[name]
 
     def _train(self, name: str, cls: Any, parameters: dict[str, Any]) -> Steerer:
+        told = {"describe": describe_by_traits(self.plan)} if "describe" in cls().get_params() else {}
         home = None if self.folder is None else self.folder / name
         if home is not None and (home / "steerer.json").exists():
-            return cls.load(home, lm=self.lm)
-        steerer = cls(lm=self.lm, steps=self.steps, random_state=self.seed, **parameters)
+            return cls.load(home, lm=self.lm, **told)
+        steerer = cls(lm=self.lm, steps=self.steps, random_state=self.seed, **told, **parameters)
         checkpoint = None if home is None else home.with_suffix(".safetensors")
         steerer.fit(self.train, self.people, checkpoint=checkpoint, resume=True, progress=self.progress)
-        if home is not None:
+        if home is not None and checkpoint is not None:
             steerer.save(home)
-            if checkpoint is not None:
-                checkpoint.unlink(missing_ok=True)
+            checkpoint.unlink(missing_ok=True)
         return steerer
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -17,7 +18,8 @@ from personae.data.survey import Survey
 from personae.evaluation.fitted import Fitted, Group, by_question
 from personae.evaluation.plan import Cell, Plan
 from personae.people.persona import Persona
-from personae.steering.base import REGISTRY, Steerer
+from personae.steering import lora as _lora  # noqa: F401  registers itself
+from personae.steering.base import REGISTRY
 from personae.steering.persona_prompt import PersonaPrompt
 from personae.steering.text import Describe, SimilarAnswers, TextPrompt, describe_by_traits, nothing
 
@@ -44,6 +46,10 @@ class Row:
         Whether it was trained through the LM with a seed, and is repeated with several.
     traits : bool
         Whether it needs traits.
+    costly : bool
+        Whether its training, too, costs whole passes of the LM; such a row is only run when it is named.
+    people : int
+        Fitted people that it takes.
     """
 
     name: str
@@ -53,12 +59,14 @@ class Row:
     slow: bool = False
     trained: bool = False
     traits: bool = False
+    costly: bool = False
+    people: int = 0
 
 
 ROWS: dict[str, Row] = {}
 
 
-def row(name: str, **about: bool) -> Callable[[Predict], Predict]:
+def row(name: str, **about: Any) -> Callable[[Predict], Predict]:
     """Register a function as a row of the table."""
 
     def register(predict: Predict) -> Predict:
@@ -174,19 +182,54 @@ def trait_group(fitted: Fitted, cell: Cell) -> np.ndarray:
 
 
 def _of_k(k: int) -> None:
-    @row(f"cohort majority, {k}", new=False)
+    @row(f"cohort majority, {k}", new=False, people=10 * k)
     def counted(fitted: Fitted, cell: Cell) -> np.ndarray:
+        """What the members of the person's cohort answered, of a given number of cohorts."""
         group, cohorts = fitted.group(cell), fitted.cohorts_of(k)
         mine = pd.Series(cohorts.assign(group.vectors)[group.row])
         return _of_groups(fitted.train, pd.Series(cohorts.labels_), mine, cell)
 
-    @row(f"steered LM, {k} cohorts", trained=True)
+    @row(f"steered LM, {k} cohorts", trained=True, people=10 * k)
     def centroids(fitted: Fitted, cell: Cell) -> np.ndarray:
-        return _steered(fitted, cell, COHORTS)[f"{k} cohorts"]
+        """The centroid of the person's cohort, of a given number of cohorts."""
+        ks = [k for k in COHORTS if 10 * k <= fitted.train.n_respondents]
+        return _steered(fitted, cell, ks)[f"{k} cohorts"]
 
 
 for _k in COHORTS:
     _of_k(_k)
+
+
+@row("steered LM, one constant prompt", trained=True)
+def constant(fitted: Fitted, cell: Cell) -> np.ndarray:
+    """One trained soft prompt for everybody and every question: what the format alone gives."""
+    return _alone(fitted, cell, "constant prompt", recipe="constant")
+
+
+@row("steered LM, as published", trained=True, slow=True, costly=True)
+def published(fitted: Fitted, cell: Cell) -> np.ndarray:
+    """The paper's soft-prompting model: a perceptron on the vector, key/values before every layer."""
+    return _alone(fitted, cell, "paper prompt", recipe="paper")
+
+
+def _at(placement: str) -> None:
+    @row(f"steered LM, {placement}", trained=True, slow=True, costly=True)
+    def placed(fitted: Fitted, cell: Cell) -> np.ndarray:
+        return _alone(fitted, cell, f"persona prompt {placement}", placement=placement)
+
+    placed.__doc__ = f'The persona prompt with placement "{placement}".'
+
+
+for _placement in ("prefix", "before", "system"):
+    _at(_placement)
+
+
+def _alone(fitted: Fitted, cell: Cell, name: str, **parameters: str) -> np.ndarray:
+    """The person's own vector, by another persona prompt than the default."""
+    steerer = fitted.steerer(name, "persona_prompt", **parameters)
+    assert isinstance(steerer, PersonaPrompt)
+    group = fitted.group(cell)
+    return _by_question(steerer, [group.vectors[group.row]], cell)[0]
 
 
 def _steered(fitted: Fitted, cell: Cell, ks: Iterable[int] = ()) -> dict[str, np.ndarray]:
@@ -255,9 +298,10 @@ def _by_question(steerer: PersonaPrompt, sets: list[np.ndarray], cell: Cell) -> 
     return out
 
 
-def _any_steerer(method: str, cls: type[Steerer]) -> None:
-    @row(method, trained=True, slow=True)
+def _any_steerer(method: str) -> None:
+    @row(method, trained=True, slow=True, costly=True)
     def predict(fitted: Fitted, cell: Cell) -> np.ndarray:
+        """Another steerer that registered itself."""
         steerer, group = fitted.steerer(method, method), fitted.group(cell)
         personas = group.personas or [fitted.people[r] for r in np.unique(cell.pairs.respondents)]
         who = {p.name: p for p in personas}
@@ -269,9 +313,9 @@ def _any_steerer(method: str, cls: type[Steerer]) -> None:
         return out
 
 
-for _method, _cls in REGISTRY.items():
+for _method in REGISTRY:
     if _method not in ("persona_prompt", "text"):  # which have rows of their own
-        _any_steerer(_method, _cls)
+        _any_steerer(_method)
 
 
 # pieces --------------------------------------------------------------------------------------------------------
@@ -332,13 +376,15 @@ def _told(fitted: Fitted, cell: Cell, describe: Describe) -> np.ndarray:
 
 
 def rows_of(plan: Plan, cell: Cell, names: Iterable[str] | None = None) -> list[Row]:
-    """Rows that apply to a cell, all or of those named; an unknown name raises."""
-    wanted = list(ROWS) if names is None else list(names)
+    """Rows that apply to a cell, of those named or of all that are not costly; an unknown name raises."""
+    wanted = [n for n, r in ROWS.items() if not r.costly] if names is None else list(names)
     unknown = [n for n in wanted if n not in ROWS]
     if unknown:
         raise ValueError(f'there is no row "{unknown[0]}"; there are: {", ".join(ROWS)}')
     return [
         row
         for row in map(ROWS.__getitem__, wanted)
-        if (row.new if cell.new else row.known) and (plan.traits.shape[1] or not row.traits)
+        if (row.new if cell.new else row.known)
+        and (plan.traits.shape[1] or not row.traits)
+        and plan.train.n_respondents >= row.people
     ]

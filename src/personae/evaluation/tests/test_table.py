@@ -9,7 +9,6 @@ import pandas as pd
 import pytest
 import torch
 
-from personae.data.survey import Question, Survey
 from personae.evaluation import rows as evaluation_rows
 from personae.evaluation.fitted import Fitted
 from personae.evaluation.plan import Cell, Pairs, Plan, make_plan
@@ -31,29 +30,9 @@ KNOWN = ["majority", "trait-group majority", "cohort majority", "opinion model",
 NEW = ["uniform", "opinion model on the question's text", *TOLD, *STEERED]
 
 
-def make_survey(traits: bool = True) -> Survey:
-    rng = np.random.default_rng(0)
-    sizes = [2, 3, 2, 4, 2, 2, 3, 2]
-    side = np.repeat([1.0, -1.0], 40)[:, None]
-    latent = side * np.array([1, -1] * 4) + 0.7 * rng.standard_normal((80, 8))
-    said = np.column_stack(
-        [np.searchsorted(np.quantile(x, np.arange(1, k) / k), x) for x, k in zip(latent.T, sizes, strict=True)]
-    )
-    person, question = np.nonzero(rng.random((80, 8)) < 0.9)
-    about = pd.DataFrame({"side": np.where(side[:, 0] > 0, "left", "right")})
-    return Survey(
-        [Question(f"q{j}", f"Do you like number {j}?", tuple("abcd"[:k])) for j, k in enumerate(sizes)],
-        [f"r{i}" for i in range(80)],
-        person,
-        question,
-        said[person, question],
-        about if traits else None,
-    )
-
-
 @pytest.fixture(scope="module")
-def plan() -> Plan:
-    return make_plan(make_survey(), 0.25, questions=0.25).sample(200)
+def plan(two_camps) -> Plan:
+    return make_plan(two_camps, 0.25, questions=0.25).sample(200)
 
 
 @pytest.fixture(scope="module")
@@ -266,8 +245,8 @@ def test_nothing_to_compare(fitted, plan):
 
 
 # people who were not fitted --------------------------------------------------------------------------------------
-def test_unseen_people_are_known_by_what_is_given(fitted):
-    plan = make_plan(make_survey(), 0.25, people=0.3, questions=0.25, given=(1, 4))
+def test_unseen_people_are_known_by_what_is_given(fitted, two_camps):
+    plan = make_plan(two_camps, 0.25, people=0.3, questions=0.25, given=(1, 4))
     others = Fitted(plan, fitted.lm, people=OpinionModel(n_components=1).fit(plan.train))
     found = {
         k: compare(others, plan.cells[f"unseen-{k}"], ["majority", "opinion model"]).set_index("row") for k in (1, 4)
@@ -278,16 +257,14 @@ def test_unseen_people_are_known_by_what_is_given(fitted):
 
 
 @pytest.mark.parametrize("name", [n for n, r in ROWS.items() if not (r.trained or r.slow) and n != "raw LM"])
-def test_every_row_of_unseen_people_is_a_distribution(fitted, name):
-    plan = make_plan(make_survey(), 0.25, people=0.3, questions=0.25, given=(3,))
+def test_every_row_of_unseen_people_is_a_distribution(fitted, two_camps, name):
+    plan = make_plan(two_camps, 0.25, people=0.3, questions=0.25, given=(3,))
     people = OpinionModel(n_components=1).fit(plan.train)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("personae.evaluation.fitted.TextOpinionModel", partial(TextOpinionModel, width=16, steps=5))
         patch.setattr("personae.evaluation.fitted.PaperFactorization", partial(PaperFactorization, max_epochs=3))
         for cell in plan.cells.values():
             for row in evaluation_rows.rows_of(plan, cell, [name]):
-                if name.startswith(("cohort majority,",)) and int(name.split(", ")[1]) > 10:
-                    continue
                 p = row.predict(
                     Fitted(plan, fitted.lm, people=people, cohorts=Cohorts(k=2).fit(people, plan.train)), cell
                 )
