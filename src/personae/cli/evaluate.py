@@ -58,6 +58,14 @@ def _share(name: str, default: float, help: str) -> Any:
 @click.option(
     "--ceiling", metavar="SHARE", type=click.FloatRange(0, 1), help="Accuracy of people asked again, for lift."
 )
+@click.option(
+    "--replies",
+    metavar="N",
+    type=click.IntRange(0),
+    default=200,
+    show_default=True,
+    help="In free text, whose stance is compared with the answer.",
+)
 def evaluate(
     path: str,
     questions: str | None,
@@ -79,6 +87,7 @@ def evaluate(
     seeds: int,
     seed: int,
     ceiling: float | None,
+    replies: int,
     as_json: bool,
 ) -> None:
     """Predict held-out answers of a survey in every way, from the majority to the steered language model.
@@ -108,6 +117,7 @@ def evaluate(
         lm,
         steps,
         ceiling=ceiling,
+        replies=replies,
         say=lambda text: click.echo(text, err=True),
     )
     found["source"] = {name: Path(value).name if value else value for name, value in source.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import platform
@@ -16,7 +17,10 @@ import pandas as pd
 import torch
 import transformers
 
+from personae.evaluation import analyses
+from personae.evaluation.figures import draw
 from personae.evaluation.fitted import Fitted
+from personae.evaluation.free_text import stance_agreement
 from personae.evaluation.metrics import lift
 from personae.evaluation.plan import Cell, Plan
 from personae.evaluation.pool import combination_weights, combine
@@ -40,6 +44,7 @@ REFERENCES = {  # rows to which every other is compared, answer by answer
         "steered LM, shuffled people",
     ),
 }
+_DRAWN = ("raw LM", _PERSON, "opinion model", "opinion model on the question's text")  # beside what was observed
 _PILOT = 32  # answers by which the speed of a row is known
 
 
@@ -109,6 +114,7 @@ def evaluate(
     lm: str | FrozenLM = "smollm2-135m",
     steps: int = 400,
     ceiling: float | None = None,
+    replies: int = 0,
     progress: bool = True,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
@@ -117,7 +123,8 @@ def evaluate(
     Parameters
     ----------
     out : Path
-        Predictions, trained steerers and ``result.json`` are kept here; the same call goes on where it was interrupted.
+        Predictions, trained steerers, ``result.json`` and figures are kept here; the same call goes on where it was
+        interrupted.
     rows : sequence of str, optional
         Names of `personae.evaluation.rows.ROWS`; all of them by default.
     seeds : sequence of int
@@ -129,6 +136,8 @@ def evaluate(
         keep it, and ``n`` says how many.
     ceiling : float, optional
         Accuracy of people who were asked again, for ``lift``.
+    replies : int
+        Answers for which the LM replies in a sentence, whose stance is compared with the option really given.
     say : callable
         Told what is being done.
 
@@ -136,7 +145,8 @@ def evaluate(
     -------
     dict
         ``tables`` (a list of dicts a cell), ``differences`` to the rows that a claim must beat, ``weights`` of combined
-        rows, and what is needed to do it again.
+        rows, ``groups`` (representativeness, gaps, calibration), ``distributions``, ``coherence``, ``free_text``, and
+        what is needed to do it again.
     """
     plan = plan.sample(answers, seed=int(plan.settings.get("seed", 0)))
     lm = lm if isinstance(lm, FrozenLM) else FrozenLM.load(lm)
@@ -167,15 +177,35 @@ def evaluate(
             at = _affordable(fitted[seed], cells[name], row, slow_answers, share)
             slow_left -= 1
         kept.put(name, row.name, seed, Run(at, row.predict(fitted[seed], cells[name][at])))
+    first = fitted.get(seeds[0]) or Fitted(plan, lm, steps, seeds[0], Path(out) / "steerers", progress)
+    scored = {name: _scored(plan, cell, kept, seeds, rows) for name, cell in plan.cells.items()}
     found = {
         "identity": identity,
         "settings": {**plan.settings, "seeds": list(seeds), "steps": steps, "slow_answers": slow_answers},
         "sizes": {"train": repr(plan.train), **{name: len(cell) for name, cell in cells.items()}},
-        **_score(plan, kept, seeds, rows, ceiling),
+        "tables": {name: _table(rows, ceiling) for name, (rows, _) in scored.items()},
+        "differences": {name: _differences(plan.cells[name], rows) for name, (rows, _) in scored.items()},
+        "weights": {name: weights for name, (_, weights) in scored.items()},
+        "groups": {
+            name: analyses.by_groups(plan.cells[name], rows, analyses.groupings(first, plan.cells[name]))
+            for name, (rows, _) in scored.items()
+            if name in ("seen", "new")
+        },
+        "distributions": {
+            name: analyses.distributions(plan.cells[name], rows, _DRAWN)
+            for name, (rows, _) in scored.items()
+            if name in ("seen", "new")
+        },
+        "coherence": analyses.coherences(first, plan.cells["seen"]) if "seen" in plan.cells else [],
+        "free_text": _free_text(first, kept.folder, replies, say) if replies else {},
         "machine": machine(),
         "seconds": time.monotonic() - started,
     }
-    (Path(out) / "result.json").write_text(json.dumps(found, indent=1, default=float))
+    (kept.folder / "result.json").write_text(json.dumps(found, indent=1, default=float))
+    if importlib.util.find_spec("matplotlib") is None:
+        say("figures need matplotlib, which is not installed; run: pip install 'personae[eval]'")
+    else:
+        draw(found, plan, first.cohorts, kept.folder)
     return found
 
 
@@ -189,34 +219,36 @@ def _affordable(fitted: Fitted, cell: Cell, row: Row, most: int, seconds: float 
     return cell.pairs.sampled(most, 0)
 
 
-def _score(
-    plan: Plan, kept: Predictions, seeds: Sequence[int], rows: Sequence[str] | None, ceiling: float | None
-) -> dict[str, Any]:
-    """Tables a cell and paired differences to the rows that a claim must beat."""
-    tables: dict[str, list[dict[str, Any]]] = {}
-    differences: dict[str, list[dict[str, Any]]] = {}
-    weights: dict[str, dict[str, list[list[float]]]] = {}
-    for name, cell in plan.cells.items():
-        runs = {
-            row.name: [r for r in (kept.get(name, row.name, s) for s in (seeds if row.trained else seeds[:1])) if r]
-            for row in rows_of(plan, cell, rows)
-        }
-        weights[name] = {}
-        for row, parts in COMBINED.items():
-            runs[row], weights[name][row] = _combined(cell, parts[cell.new], plan.tuning, kept, seeds)
-        scored = {row: Scored(cell, found) for row, found in runs.items() if found}
-        tables[name] = [{"row": row, **one.summary()} for row, one in scored.items()]
-        majority = next((t["accuracy"] for t in tables[name] if t["row"] == "majority"), None)
-        if ceiling is not None and majority is not None:
-            for line in tables[name]:
-                line["lift"] = lift(line["accuracy"], majority, ceiling)
-        differences[name] = [
-            {"row": row, "minus": other, **one.minus(scored[other])}
-            for row, one in scored.items()
-            for other in REFERENCES[cell.new]
-            if other in scored and other != row
-        ]
-    return {"tables": tables, "differences": differences, "weights": weights}
+def _scored(
+    plan: Plan, cell: Cell, kept: Predictions, seeds: Sequence[int], rows: Sequence[str] | None
+) -> tuple[dict[str, Scored], dict[str, list[list[float]]]]:
+    """Every row of a cell, those made of others included, and the weights these were made with."""
+    runs = {
+        row.name: [r for r in (kept.get(cell.name, row.name, s) for s in (seeds if row.trained else seeds[:1])) if r]
+        for row in rows_of(plan, cell, rows)
+    }
+    weights = {}
+    for row, parts in COMBINED.items():
+        runs[row], weights[row] = _combined(cell, parts[cell.new], plan.tuning, kept, seeds)
+    return {row: Scored(cell, found) for row, found in runs.items() if found}, weights
+
+
+def _table(scored: dict[str, Scored], ceiling: float | None) -> list[dict[str, Any]]:
+    table = [{"row": row, **one.summary()} for row, one in scored.items()]
+    if ceiling is not None and "majority" in scored:
+        for line in table:
+            line["lift"] = lift(line["accuracy"], float(scored["majority"].right.mean()), ceiling)
+    return table
+
+
+def _differences(cell: Cell, scored: dict[str, Scored]) -> list[dict[str, Any]]:
+    """Of every row to those that a claim must beat, answer by answer."""
+    return [
+        {"row": row, "minus": other, **one.minus(scored[other])}
+        for row, one in scored.items()
+        for other in REFERENCES[cell.new]
+        if other in scored and other != row
+    ]
 
 
 def _combined(
@@ -234,6 +266,20 @@ def _combined(
             runs.append(Run(np.arange(len(cell)), combine(_same_width([run.p for run in found if run]), w)))
             weights.append(np.round(w, 4).tolist())
     return runs, weights
+
+
+def _free_text(fitted: Fitted, folder: Path, n: int, say: Callable[[str], None]) -> dict[str, list[dict[str, Any]]]:
+    """Stance agreement on known and on new questions; what is finished is kept."""
+    path = folder / f"free-text-{fitted.seed}-{n}.json"
+    found: dict[str, list[dict[str, Any]]] = json.loads(path.read_text()) if path.exists() else {}
+    for name in ("seen", "new"):
+        if name in fitted.plan.cells and name not in found:
+            say(f"{name}: replies in a sentence")
+            found[name] = stance_agreement(fitted, fitted.plan.cells[name], n)
+            partial = path.with_suffix(".partial")
+            partial.write_text(json.dumps(found, indent=1))
+            os.replace(partial, path)
+    return found
 
 
 def _same_width(ps: Sequence[np.ndarray]) -> list[np.ndarray]:

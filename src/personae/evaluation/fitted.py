@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from personae.data.survey import Question
 from personae.evaluation.plan import Cell, Pairs, Plan
 from personae.lm.encoder import SentenceEncoder
 from personae.lm.frozen import FrozenLM
@@ -129,14 +131,24 @@ class Fitted:
     @cached_property
     def text_model(self) -> TextOpinionModel:
         """Answers to new questions from the LM's representation of them, without the LM in the loop."""
-        return TextOpinionModel(random_state=self.random_state).fit(
-            self.train, self.people, self.representation(self.train.questions)
-        )
+        return self._text_model(self.lm_embeddings(self.train.questions))
 
-    def representation(self, questions: Any) -> np.ndarray:
-        """The LM's own representation (C, 2H) of questions."""
+    @cached_property
+    def text_model_minilm(self) -> TextOpinionModel:
+        """The same from a sentence encoder's embedding."""
+        return self._text_model(self.minilm_embeddings(self.train.questions))
+
+    def _text_model(self, embeddings: np.ndarray) -> TextOpinionModel:
+        return TextOpinionModel(random_state=self.random_state).fit(self.train, self.people, embeddings)
+
+    def lm_embeddings(self, questions: Sequence[Question]) -> np.ndarray:
+        """The LM's own representation (C, 2H) of questions with their options."""
         prompts = [letters_prompt(self.lm, q.text, q.options, "late") for q in questions]
         return represent(self.lm, prompts).cpu().numpy()
+
+    def minilm_embeddings(self, questions: Sequence[Question]) -> np.ndarray:
+        """A sentence encoder's embedding (C, H) of questions with their options."""
+        return self.encoder.encode([f"{q.text} ({' / '.join(q.options)})" for q in questions])
 
     def steerer(self, name: str, method: str, **parameters: Any) -> Steerer:
         """A trained steerer, kept in ``folder`` under its name and seed."""

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
 from personae.data.survey import Question
 from personae.evaluation.fitted import Fitted
+from personae.evaluation.intervals import Bootstrap
 from personae.evaluation.plan import Cell
 from personae.lm.frozen import FrozenLM
 from personae.lm.prompts import Message, text_prompt
@@ -20,6 +22,7 @@ from personae.steering.text import TextPrompt, describe_by_traits
 _ASK = "{} Tell me in one sentence."
 _BATCH = 16  # replies decoded together
 _TOKENS = 40
+_EXAMPLES = 10
 
 
 def replies(steerer: Steerer, personas: Sequence[Persona], questions: Sequence[Question]) -> list[str]:
@@ -73,19 +76,19 @@ def stances(lm: FrozenLM, texts: Sequence[str], questions: Sequence[Question]) -
     return np.array([int((s - alone[q]).argmax()) for s, q in zip(scores(texts), questions, strict=True)])
 
 
-def stance_agreement(fitted: Fitted, cell: Cell, n: int = 200, seed: int = 0) -> list[dict]:
+def stance_agreement(fitted: Fitted, cell: Cell, n: int = 200, seed: int = 0) -> list[dict[str, Any]]:
     """Share of replies that stand for the option the person gave, for the steered LM and its controls.
 
     Returns
     -------
     list of dict
-        row, n, ``right`` (0 or 1 an answer), ``person`` and a few ``examples``.
+        row, agreement with low and high (95 %, bootstrap over people), different (how many replies differ), n, and
+        ``examples``.
     """
-    pairs = cell.pairs.sample(n, seed)
-    cell = Cell(cell.name, pairs, cell.given, cell.new)
-    group = fitted.group(cell)
+    cell = cell[cell.pairs.sampled(n, seed)]
+    pairs, group = cell.pairs, fitted.group(cell)
     mine = [
-        Persona(who, vector, np.eye(len(vector)), 1.0)
+        Persona(who, vector, np.zeros((len(vector),) * 2), 1.0)
         for who, vector in zip(pairs.respondents, group.vectors[group.row], strict=True)
     ]
     other = np.random.default_rng(seed).permutation(len(mine))
@@ -97,20 +100,23 @@ def stance_agreement(fitted: Fitted, cell: Cell, n: int = 200, seed: int = 0) ->
         ("steered LM, shuffled people", steered, [mine[i] for i in other]),
         ("steered LM, person", steered, mine),
     ]
+    bootstrap = Bootstrap(pairs.respondents)
     out = []
     for name, steerer, personas in ways:
-        texts = replies(steerer, personas, questions)
-        right = stances(fitted.lm, texts, questions) == pairs.option
+        said = replies(steerer, personas, questions)
+        found = bootstrap.interval((stances(fitted.lm, said, questions) == pairs.option).astype(float))
         examples = [
-            {"question": q.text, "answered": q.options[k], "said": t}
-            for q, k, t in list(zip(questions, pairs.option, texts, strict=True))[:10]
+            {"question": q.text, "answered": q.options[k], "said": text}
+            for q, k, text in list(zip(questions, pairs.option, said, strict=True))[:_EXAMPLES]
         ]
         out.append(
             {
                 "row": name,
-                "n": len(pairs),
-                "right": right.astype(int),
-                "person": pairs.respondents,
+                "agreement": found.estimate,
+                "low": found.low,
+                "high": found.high,
+                "different": len(set(said)),
+                "n": len(said),
                 "examples": examples,
             }
         )

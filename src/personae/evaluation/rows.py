@@ -18,6 +18,7 @@ from personae.data.survey import Survey
 from personae.evaluation.fitted import Fitted, Group, by_question
 from personae.evaluation.plan import Cell, Plan
 from personae.people.persona import Persona
+from personae.people.text_opinion_model import TextOpinionModel
 from personae.steering import lora as _lora  # noqa: F401  registers itself
 from personae.steering.base import REGISTRY
 from personae.steering.persona_prompt import PersonaPrompt
@@ -126,14 +127,23 @@ def opinion_model(fitted: Fitted, cell: Cell) -> np.ndarray:
 
 @row("opinion model on the question's text")
 def text_opinion_model(fitted: Fitted, cell: Cell) -> np.ndarray:
-    """`TextOpinionModel` on the LM's representation of the question, without the LM in the loop."""
+    """`TextOpinionModel` on the LM's own representation of the question, without the LM in the loop."""
+    return _by_text(fitted, cell, fitted.text_model, fitted.lm_embeddings)
+
+
+@row("opinion model on the question's text, MiniLM")
+def text_opinion_model_minilm(fitted: Fitted, cell: Cell) -> np.ndarray:
+    """`TextOpinionModel` on a sentence encoder's embedding of the question."""
+    return _by_text(fitted, cell, fitted.text_model_minilm, fitted.minilm_embeddings)
+
+
+def _by_text(fitted: Fitted, cell: Cell, model: TextOpinionModel, embed: Callable[..., np.ndarray]) -> np.ndarray:
     group, pairs = fitted.group(cell), cell.pairs
     out = _empty(cell)
     asked = by_question(pairs)
-    h = fitted.representation([pairs.questions[j] for j, _ in asked])
-    for (j, at), embedding in zip(asked, h, strict=True):
+    for (j, at), h in zip(asked, embed([pairs.questions[j] for j, _ in asked]), strict=True):
         k = len(pairs.questions[j].options)
-        out[at, :k] = fitted.text_model.predict_proba(group.vectors[group.row[at]], embedding[None], [k])[:, 0]
+        out[at, :k] = model.predict_proba(group.vectors[group.row[at]], h[None], [k])[:, 0]
     return out
 
 

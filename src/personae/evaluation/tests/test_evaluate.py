@@ -92,6 +92,8 @@ def test_the_result_is_a_file(found, run):
     assert saved["identity"]["plan"] == found["identity"]["plan"]
     assert {"python", "torch", "threads"} <= saved["machine"].keys()
     assert saved["settings"]["seeds"] == [0, 1]
+    for name in ("given", "reliability", "cohorts", "distributions"):
+        assert (run[1] / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
 
 
 def test_finished_rows_are_not_run_again(found, run, monkeypatch):
@@ -164,6 +166,41 @@ def test_no_prediction_is_half_written(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         kept.put("seen", "another", 0, run)
     assert kept.get("seen", "another", 0) is None
+
+
+# behind the tables -------------------------------------------------------------------------------------------------
+def test_groups_are_the_cohorts_and_the_traits(found):
+    near = found["groups"]["seen"]["representativeness"]
+    assert {line["by"] for line in near} == {"everybody", "cohort", "side"}
+    mine = [line for line in near if line["row"] == "opinion model" and line["by"] == "side"]
+    assert [line["group"] for line in mine] == ["left", "right"]
+    gaps = {g["trait"]: g for g in found["groups"]["seen"]["gaps"] if g["row"] == "majority"}
+    assert gaps["side"]["gap"] == pytest.approx(gaps["side"]["highest_mean"] - gaps["side"]["lowest_mean"])
+
+
+def test_camps_hang_together_and_random_groups_do_not(found):
+    explained = {line["groups_by"]: line["explained"] for line in found["coherence"]}
+    assert explained["side"] > 0.3
+    assert explained["random, sizes of side"] < 0.1
+
+
+def test_observed_shares_by_hand(found, plan):
+    pairs = plan.sample(60).cells["seen"].pairs
+    for one in found["distributions"]["seen"]:
+        j = [q.id for q in pairs.questions].index(one["question"])
+        given = pairs.option[pairs.question == j]
+        wanted = np.bincount(given, minlength=len(one["options"])) / len(given)
+        np.testing.assert_allclose(one["shares"]["observed"], wanted, atol=1e-4)
+        assert set(one["shares"]) == {"observed", PERSON, "opinion model", "opinion model on the question's text"}
+
+
+def test_free_text_is_kept_and_has_its_controls(run, found):
+    again = run[0](replies=6)
+    assert (run[1] / "free-text-0-6.json").exists()
+    assert run[0](replies=6)["free_text"] == again["free_text"]
+    for rows in again["free_text"].values():
+        assert [r["row"] for r in rows][-2:] == ["steered LM, shuffled people", PERSON]
+        assert all(r["n"] == 6 and -1e-6 < r["low"] <= r["agreement"] <= r["high"] < 1 + 1e-6 for r in rows)
 
 
 # leakage -----------------------------------------------------------------------------------------------------------
