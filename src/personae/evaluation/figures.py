@@ -94,7 +94,7 @@ def cohorts_by_question(plan: Plan, cohorts: Cohorts) -> Figure:
     axes.set_yticks(
         range(len(most)), [(train.questions[j].title or train.questions[j].id)[:44] for j in most], fontsize=8
     )
-    figure.colorbar(image, ax=axes, label="nearer the last option (red) or the first (blue)", shrink=0.8)
+    figure.colorbar(image, ax=axes, label="mean answer, less everybody's", shrink=0.8)
     return figure
 
 
