@@ -118,14 +118,15 @@ def evaluate(
         steps,
         ceiling=ceiling,
         replies=replies,
+        about={"source": {name: Path(value).name for name, value in source.items() if value}},
         say=lambda text: click.echo(text, err=True),
     )
-    found["source"] = {name: Path(value).name if value else value for name, value in source.items()}
     if as_json:
         print_json(found)
         return
     for name, cell in found["tables"].items():
-        _print(name, cell)
+        if cell:
+            _print(name, cell)
     click.echo(f"\nresult.json and figures are in {out}")
 
 
@@ -139,6 +140,7 @@ def _list(rows: dict[str, Any], as_json: bool) -> None:
         cost = "a pass, in training too" if rows[name].costly else "a pass" if rows[name].slow else ""
         lines.add_row(name, text, cost)
     print_table(lines)
+    click.echo("\nBeside them stand the steered LM, calibrated, and its hybrid with the opinion model (--row hybrid).")
 
 
 def _print(name: str, rows: list[dict[str, Any]]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -73,9 +74,12 @@ def coherences(fitted: Fitted, cell: Cell) -> list[dict[str, Any]]:
     train, seed = fitted.train, fitted.random_state
     ids = train.respondent_ids
     cohorts = {len(fitted.cohorts): fitted.cohorts}
-    cohorts |= {k: fitted.cohorts_of(k) for k in COHORTS if 10 * k <= len(ids)}
+    for k in COHORTS:
+        with suppress(ValueError):  # people differ too little for so many cohorts
+            if 10 * k <= len(ids):
+                cohorts[k] = fitted.cohorts_of(k)
     groups = {f"{k} cohorts": pd.Series(c.labels_, index=ids) for k, c in sorted(cohorts.items())}
-    traits = [str(t) for t in train.traits.columns]
+    traits = [str(t) for t in train.traits.columns if train.traits[t].nunique() > 1]
     groups |= {t: train.traits[t] for t in traits}
     found = [_coherence(train, cell, name, g) for name, g in groups.items()]
     best = sorted((f for f in found if f["groups_by"] in traits), key=lambda f: -f["explained"])[:2]

@@ -14,9 +14,11 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow.parquet as pq
 import torch
 import transformers
 
+import personae
 from personae.evaluation import analyses
 from personae.evaluation.figures import draw
 from personae.evaluation.fitted import Fitted
@@ -29,9 +31,10 @@ from personae.evaluation.table import Run, Scored
 from personae.lm.frozen import FrozenLM
 
 _PERSON = "steered LM, person"
-# Rows made of other rows with weights learned on the tuning answers: of known questions (False), of new ones (True).
+# Rows made of other rows: of known questions (False) with weights learned on the tuning answers, and of new ones (True)
+# with equal weights, as the tuning answers are to questions that their models were trained on.
 COMBINED: dict[str, dict[bool, tuple[str, ...]]] = {
-    f"{_PERSON}, calibrated": {False: (_PERSON,), True: (_PERSON,)},
+    f"{_PERSON}, calibrated": {False: (_PERSON,)},
     "hybrid": {False: (_PERSON, "opinion model"), True: (_PERSON, "opinion model on the question's text")},
 }
 REFERENCES = {  # rows to which every other is compared, answer by answer
@@ -92,6 +95,11 @@ class Predictions:
         table = pd.read_parquet(path)
         return Run(table["answer"].to_numpy(), table.drop(columns="answer").to_numpy(np.float32))
 
+    def has(self, cell: Cell, row: Row, seed: int, least: int) -> bool:
+        """Whether at least so many answers were predicted."""
+        path = self.path(cell.name, row.name, seed)
+        return path.exists() and pq.read_metadata(path).num_rows >= least
+
     def put(self, cell: str, row: str, seed: int, run: Run) -> None:
         """Written beside and renamed: a crash leaves a whole file or none."""
         path = self.path(cell, row, seed)
@@ -115,6 +123,7 @@ def evaluate(
     steps: int = 400,
     ceiling: float | None = None,
     replies: int = 0,
+    about: dict[str, Any] | None = None,
     progress: bool = True,
     say: Callable[[str], None] = lambda _: None,
 ) -> dict[str, Any]:
@@ -126,18 +135,21 @@ def evaluate(
         Predictions, trained steerers, ``result.json`` and figures are kept here; the same call goes on where it was
         interrupted.
     rows : sequence of str, optional
-        Names of `personae.evaluation.rows.ROWS`; all of them by default.
+        Names of `personae.evaluation.rows.ROWS` or `COMBINED` to run; by default all that are not costly. The tables
+        have every row whose predictions are in the folder.
     seeds : sequence of int
         Of rows that are trained through the LM; others run once.
     answers, slow_answers : int
         Answers of a cell that are predicted; fewer where an answer costs a whole pass of the LM.
     budget : float, optional
-        Minutes for the predictions of slow rows, shared among those that are left; fewer answers are predicted to
-        keep it, and ``n`` says how many.
+        Minutes for the predictions of slow rows, their training not counted, shared among those that are left; fewer
+        answers are predicted to keep it, and ``n`` says how many.
     ceiling : float, optional
         Accuracy of people who were asked again, for ``lift``.
     replies : int
         Answers for which the LM replies in a sentence, whose stance is compared with the option really given.
+    about : dict, optional
+        Plain values to keep in ``settings``: where the survey came from.
     say : callable
         Told what is being done.
 
@@ -149,59 +161,76 @@ def evaluate(
         what is needed to do it again.
     """
     plan = plan.sample(answers, seed=int(plan.settings.get("seed", 0)))
+    if ceiling is not None and not 0 < ceiling <= 1:
+        raise ValueError(f"the ceiling is an accuracy from 0 to 1; got {ceiling}")
+    named = None if rows is None else list(dict.fromkeys(r for row in rows for r in _parts(row)))
     lm = lm if isinstance(lm, FrozenLM) else FrozenLM.load(lm)
-    identity = {"plan": plan.fingerprint, "lm": lm.fingerprint, "steps": steps, "answers": answers}
+    identity = {
+        "plan": plan.fingerprint,
+        "lm": lm.fingerprint,
+        "dtype": str(lm.dtype).removeprefix("torch."),
+        "steps": steps,
+        "answers": answers,
+        "version": personae.__version__,
+    }
     kept = Predictions(Path(out), identity)
     cells = {**plan.cells, **({"tuning": plan.tuning} if len(plan.tuning) else {})}
-    started = time.monotonic()
-    wanted = [
-        (seed, name, row)
+    least = 0 if budget is not None else slow_answers  # a run under a budget may have kept fewer
+    started, slow_seconds = time.monotonic(), 0.0
+    left = [
+        (seed, cell, row)
         for seed in seeds
-        for name, cell in cells.items()
-        for row in rows_of(plan, cell, rows)
-        if (row.trained or seed == seeds[0]) and not (row.slow and name == "tuning")
+        for cell in cells.values()
+        for row in rows_of(plan, cell, named)
+        if (row.trained or seed == seeds[0])
+        and not (row.slow and cell is plan.tuning)
+        and not kept.has(cell, row, seed, min(least, len(cell)) if row.slow else len(cell))
     ]
-    slow_left = sum(row.slow and kept.get(name, row.name, seed) is None for seed, name, row in wanted)
-    fitted: dict[int, Fitted] = {}
-    for seed, name, row in wanted:
-        if kept.get(name, row.name, seed) is not None:
-            continue
-        if seed not in fitted:  # what another seed has trained is not needed any more
-            fitted = {seed: Fitted(plan, lm, steps, seed, Path(out) / "steerers", progress)}
-        say(f"{name}: {row.name}" + (f", seed {seed}" if row.trained else ""))
-        share = (
-            None if budget is None or not row.slow else max(0.0, budget * 60 - (time.monotonic() - started)) / slow_left
-        )
-        at = np.arange(len(cells[name]))
+    slow_left = sum(row.slow for _, _, row in left)
+    first = fitted = Fitted(plan, lm, steps, seeds[0], Path(out) / "steerers", progress)
+    for seed, cell, row in left:
+        if seed != fitted.seed:
+            fitted = first.with_seed(seed)
+        say(f"{cell.name}: {row.name}" + (f", seed {seed}" if row.trained else ""))
+        at = np.arange(len(cell))
         if row.slow:
-            at = _affordable(fitted[seed], cells[name], row, slow_answers, share)
+            row.predict(fitted, cell[cell.pairs.sampled(2, 0)])  # what is trained on the way is not the row's speed
+            begin = time.monotonic()
+            seconds = None if budget is None else max(0.0, budget * 60 - slow_seconds) / slow_left
+            at = _affordable(fitted, cell, row, slow_answers, seconds)
+        kept.put(cell.name, row.name, seed, Run(at, row.predict(fitted, cell[at])))
+        if row.slow:
+            slow_seconds += time.monotonic() - begin
             slow_left -= 1
-        kept.put(name, row.name, seed, Run(at, row.predict(fitted[seed], cells[name][at])))
-    first = fitted.get(seeds[0]) or Fitted(plan, lm, steps, seeds[0], Path(out) / "steerers", progress)
-    scored = {name: _scored(plan, cell, kept, seeds, rows) for name, cell in plan.cells.items()}
-    found = {
+    scored = {name: _scored(plan, cell, kept, seeds) for name, cell in plan.cells.items()}
+    shown = {n: (plan.cells[n], rows_of_cell) for n, (rows_of_cell, _) in scored.items() if n in ("seen", "new")}
+    found: dict[str, Any] = {
         "identity": identity,
-        "settings": {**plan.settings, "seeds": list(seeds), "steps": steps, "slow_answers": slow_answers},
-        "sizes": {"train": repr(plan.train), **{name: len(cell) for name, cell in cells.items()}},
-        "tables": {name: _table(rows, ceiling) for name, (rows, _) in scored.items()},
-        "differences": {name: _differences(plan.cells[name], rows) for name, (rows, _) in scored.items()},
+        "settings": {
+            **plan.settings,
+            "seeds": list(seeds),
+            "rows": None if rows is None else list(rows),
+            "slow_answers": slow_answers,
+            "budget": budget,
+            "ceiling": ceiling,
+            "replies": replies,
+            **(about or {}),
+        },
+        "sizes": _sizes(plan, cells),
+        "tables": {name: _table(rows_of_cell, ceiling) for name, (rows_of_cell, _) in scored.items()},
+        "differences": {n: _differences(plan.cells[n], rows_of_cell) for n, (rows_of_cell, _) in scored.items()},
         "weights": {name: weights for name, (_, weights) in scored.items()},
-        "groups": {
-            name: analyses.by_groups(plan.cells[name], rows, analyses.groupings(first, plan.cells[name]))
-            for name, (rows, _) in scored.items()
-            if name in ("seen", "new")
-        },
-        "distributions": {
-            name: analyses.distributions(plan.cells[name], rows, _DRAWN)
-            for name, (rows, _) in scored.items()
-            if name in ("seen", "new")
-        },
-        "coherence": analyses.coherences(first, plan.cells["seen"]) if "seen" in plan.cells else [],
-        "free_text": _free_text(first, kept.folder, replies, say) if replies else {},
-        "machine": machine(),
-        "seconds": time.monotonic() - started,
+        "machine": {**machine(), "device": str(lm.device)},
     }
-    (kept.folder / "result.json").write_text(json.dumps(found, indent=1, default=float))
+    result = kept.folder / "result.json"
+    result.write_text(json.dumps(found, indent=1, default=float))  # the tables are safe before more is computed
+    found["groups"] = {n: analyses.by_groups(c, r, analyses.groupings(first, c)) for n, (c, r) in shown.items()}
+    found["distributions"] = {n: analyses.distributions(c, r, _DRAWN) for n, (c, r) in shown.items()}
+    found["coherence"] = analyses.coherences(first, plan.cells["seen"]) if "seen" in plan.cells else []
+    steered = any(_PERSON in rows_of_cell for rows_of_cell, _ in scored.values())
+    found["free_text"] = _free_text(first, kept.folder, replies, say) if replies and steered else {}
+    found["seconds"] = time.monotonic() - started
+    result.write_text(json.dumps(found, indent=1, default=float))
     if importlib.util.find_spec("matplotlib") is None:
         say("figures need matplotlib, which is not installed; run: pip install 'personae[eval]'")
     else:
@@ -209,10 +238,28 @@ def evaluate(
     return found
 
 
+def _parts(row: str) -> list[str]:
+    """The rows that must be run for a row."""
+    return [part for parts in COMBINED[row].values() for part in parts] if row in COMBINED else [row]
+
+
+def _sizes(plan: Plan, cells: dict[str, Cell]) -> dict[str, Any]:
+    """How much there is of everything; of unseen people also how many of their answers are known on average."""
+    sizes: dict[str, Any] = {"train": repr(plan.train)}
+    for name, cell in cells.items():
+        sizes[name] = {
+            "answers": len(cell),
+            "people": len(np.unique(cell.pairs.respondents)),
+            "questions": len(np.unique(cell.pairs.question)),
+        }
+        if cell.given is not None:
+            sizes[name]["given"] = cell.given.n_answers / cell.given.n_respondents
+    return sizes
+
+
 def _affordable(fitted: Fitted, cell: Cell, row: Row, most: int, seconds: float | None) -> np.ndarray:
     """Places of as many answers as a slow row may predict in the time it has; a smaller number is part of a larger."""
     if seconds is not None and most > _PILOT:
-        row.predict(fitted, cell[cell.pairs.sampled(2, 0)])  # what is fitted on the way is not the row's speed
         begin = time.monotonic()
         row.predict(fitted, cell[cell.pairs.sampled(_PILOT, 0)])
         most = int(np.clip(seconds * _PILOT / (time.monotonic() - begin), _PILOT, most))
@@ -220,15 +267,17 @@ def _affordable(fitted: Fitted, cell: Cell, row: Row, most: int, seconds: float 
 
 
 def _scored(
-    plan: Plan, cell: Cell, kept: Predictions, seeds: Sequence[int], rows: Sequence[str] | None
+    plan: Plan, cell: Cell, kept: Predictions, seeds: Sequence[int]
 ) -> tuple[dict[str, Scored], dict[str, list[list[float]]]]:
-    """Every row of a cell, those made of others included, and the weights these were made with."""
+    """Every row that is kept of a cell, those made of others included, and the weights these were made with."""
     runs = {
         row.name: [r for r in (kept.get(cell.name, row.name, s) for s in (seeds if row.trained else seeds[:1])) if r]
-        for row in rows_of(plan, cell, rows)
+        for row in rows_of(plan, cell, ROWS)
     }
     weights = {}
     for row, parts in COMBINED.items():
+        if cell.new not in parts:
+            continue
         runs[row], weights[row] = _combined(cell, parts[cell.new], plan.tuning, kept, seeds)
     return {row: Scored(cell, found) for row, found in runs.items() if found}, weights
 
@@ -236,8 +285,9 @@ def _scored(
 def _table(scored: dict[str, Scored], ceiling: float | None) -> list[dict[str, Any]]:
     table = [{"row": row, **one.summary()} for row, one in scored.items()]
     if ceiling is not None and "majority" in scored:
-        for line in table:
-            line["lift"] = lift(line["accuracy"], float(scored["majority"].right.mean()), ceiling)
+        for line, one in zip(table, scored.values(), strict=True):
+            majority = float(scored["majority"].right[np.isin(scored["majority"].at, one.at)].mean())
+            line["lift"] = lift(line["accuracy"], majority, ceiling) if ceiling > majority else None
     return table
 
 
@@ -254,15 +304,17 @@ def _differences(cell: Cell, scored: dict[str, Scored]) -> list[dict[str, Any]]:
 def _combined(
     cell: Cell, parts: Sequence[str], tuning: Cell, kept: Predictions, seeds: Sequence[int]
 ) -> tuple[list[Run], list[list[float]]]:
-    """Several rows as one for each seed, with weights learned on the answers kept for choices; a single row is made
-    sharper or flatter."""
+    """Several rows as one for each seed, with weights learned on the answers kept for choices (equal ones for new
+    questions); a single row is made sharper or flatter."""
     runs, weights = [], []
     for seed in seeds:
         of = [(row, seed if ROWS[row].trained else seeds[0]) for row in parts]
         known = [kept.get("tuning", *which) for which in of]
         found = [kept.get(cell.name, *which) for which in of]
-        if all(known) and all(found):
-            w = combination_weights(_same_width([run.p for run in known if run]), tuning.pairs.option)
+        if all(found) and (cell.new or all(known)):
+            w = np.full(len(parts), 1 / len(parts))
+            if not cell.new:
+                w = combination_weights(_same_width([run.p for run in known if run]), tuning.pairs.option)
             runs.append(Run(np.arange(len(cell)), combine(_same_width([run.p for run in found if run]), w)))
             weights.append(np.round(w, 4).tolist())
     return runs, weights

@@ -25,6 +25,8 @@ from personae.people.text_opinion_model import TextOpinionModel
 from personae.steering.base import REGISTRY, Steerer
 from personae.steering.text import describe_by_traits
 
+_SEEDLESS = ("people", "paper", "cohorts", "encoder", "text_model", "text_model_minilm")  # see Fitted.with_seed
+
 
 @dataclass(frozen=True)
 class Group:
@@ -90,6 +92,13 @@ class Fitted:
         self.memory: dict[Any, Any] = {}  # what several rows share
         vars(self).update(ready)
 
+    def with_seed(self, seed: int) -> Fitted:
+        """The same plan with steerers of another seed; what was fitted without the LM is shared."""
+        ready = {n: v for n, v in vars(self).items() if n in _SEEDLESS}
+        other = Fitted(self.plan, vars(self).get("lm", self._lm), self.steps, seed, self.folder, self.progress, **ready)
+        other._cohorts = self._cohorts
+        return other
+
     @property
     def random_state(self) -> int:
         """Seed of what is fitted without the LM."""
@@ -123,10 +132,11 @@ class Fitted:
 
     def group(self, cell: Cell) -> Group:
         """The people of a cell, as the opinion model knows them."""
-        key = "group", cell.name, len(cell)
-        if key not in self.memory:
-            self.memory[key] = Group.of(self.people, cell)
-        return self.memory[key]
+        pairs, group = self.memory.get(("group", cell.name), (None, None))
+        if pairs is not cell.pairs:
+            group = Group.of(self.people, cell)
+            self.memory["group", cell.name] = cell.pairs, group
+        return group
 
     @cached_property
     def text_model(self) -> TextOpinionModel:

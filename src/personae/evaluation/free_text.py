@@ -16,6 +16,7 @@ from personae.lm.frozen import FrozenLM
 from personae.lm.prompts import Message, text_prompt
 from personae.lm.reading import option_logits, prepare
 from personae.people.persona import Persona
+from personae.steering import talk
 from personae.steering.base import Steerer
 from personae.steering.text import TextPrompt, describe_by_traits
 
@@ -50,6 +51,7 @@ def stances(lm: FrozenLM, texts: Sequence[str], questions: Sequence[Question]) -
     Returns
     -------
     int array (n,)
+        -1 for an empty reply, which stands for nothing.
 
     Notes
     -----
@@ -58,10 +60,10 @@ def stances(lm: FrozenLM, texts: Sequence[str], questions: Sequence[Question]) -
     for the option that the LM likes.
     """
 
-    def scores(said: Sequence[str]) -> list[np.ndarray]:
+    def scores(said: Sequence[str], of: Sequence[Question]) -> list[np.ndarray]:
         found: list[np.ndarray] = []
         for start in range(0, len(said), _BATCH):
-            asked = questions[start : start + _BATCH]
+            asked = of[start : start + _BATCH]
             about = [
                 f'Somebody was asked: "{q.text}" They said: "{text}"' if text else ""
                 for q, text in zip(asked, said[start:], strict=False)
@@ -72,12 +74,16 @@ def stances(lm: FrozenLM, texts: Sequence[str], questions: Sequence[Question]) -
             found += [row[: len(q.options)].cpu().numpy() for row, q in zip(logits, asked, strict=True)]
         return found
 
-    alone = dict(zip(questions, scores([""] * len(questions)), strict=True))
-    return np.array([int((s - alone[q]).argmax()) for s, q in zip(scores(texts), questions, strict=True)])
+    different = list(dict.fromkeys(questions))
+    alone = dict(zip(different, scores([""] * len(different), different), strict=True))
+    found = [int((s - alone[q]).argmax()) for s, q in zip(scores(texts, questions), questions, strict=True)]
+    return np.where([bool(t) for t in texts], found, -1)
 
 
 def stance_agreement(fitted: Fitted, cell: Cell, n: int = 200, seed: int = 0) -> list[dict[str, Any]]:
     """Share of replies that stand for the option the person gave, for the steered LM and its controls.
+
+    The last row is the true answer itself, put in a sentence: the ceiling of what can be read from a reply.
 
     Returns
     -------
@@ -91,19 +97,25 @@ def stance_agreement(fitted: Fitted, cell: Cell, n: int = 200, seed: int = 0) ->
         Persona(who, vector, np.zeros((len(vector),) * 2), 1.0)
         for who, vector in zip(pairs.respondents, group.vectors[group.row], strict=True)
     ]
-    other = np.random.default_rng(seed).permutation(len(mine))
+    people = np.random.default_rng(seed).permutation(np.unique(pairs.respondents))
+    strangers = dict(zip(people, np.roll(people, 1), strict=True))
+    somebody = {p.name: p for p in mine}
+    other = [somebody[strangers[who]] for who in pairs.respondents]
     questions = [pairs.questions[j] for j in pairs.question]
     steered = fitted.steerer("persona prompt", "persona_prompt")
     ways: list[tuple[str, Steerer, list[Persona]]] = [
         ("raw LM", TextPrompt(fitted.lm).fit(), mine),
         ("LM with traits as text", TextPrompt(fitted.lm, describe_by_traits(fitted.plan)).fit(), mine),
-        ("steered LM, shuffled people", steered, [mine[i] for i in other]),
+        ("steered LM, shuffled people", steered, other),
         ("steered LM, person", steered, mine),
     ]
     bootstrap = Bootstrap(pairs.respondents)
     out = []
-    for name, steerer, personas in ways:
-        said = replies(steerer, personas, questions)
+    told = [(name, replies(steerer, personas, questions)) for name, steerer, personas in ways]
+    # What the reader makes of the true answer put in a sentence: no reply can be read better than that.
+    rng = np.random.default_rng(seed)
+    stated = [talk.reply(q, q.options[k], rng) for q, k in zip(questions, pairs.option, strict=True)]
+    for name, said in [*told, ("the answer itself, stated", stated)]:
         found = bootstrap.interval((stances(fitted.lm, said, questions) == pairs.option).astype(float))
         examples = [
             {"question": q.text, "answered": q.options[k], "said": text}

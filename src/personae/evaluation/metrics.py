@@ -17,7 +17,7 @@ _FLOOR = 1e-9  # one answer that was thought impossible must not make a mean inf
 
 # answer by answer ------------------------------------------------------------------------------------------------
 def right(p: np.ndarray, option: np.ndarray) -> np.ndarray:
-    """Whether the likeliest option (the first of equally likely ones) was given: 1.0 or 0.0, shape (n,).
+    """Whether the likeliest option was given: 1.0 or 0.0, and of m equally likely ones 1/m, shape (n,).
 
     Parameters
     ----------
@@ -31,11 +31,12 @@ def right(p: np.ndarray, option: np.ndarray) -> np.ndarray:
 
     Examples
     --------
-    >>> right(np.array([[0.7, 0.3], [0.7, 0.3]]), np.array([0, 1]))
-    array([1., 0.])
+    >>> right(np.array([[0.7, 0.3], [0.7, 0.3], [0.5, 0.5]]), np.array([0, 1, 1]))
+    array([1. , 0. , 0.5])
     """
     probability_given(p, option)
-    return (p.argmax(1) == option).astype(np.float64)
+    likeliest = p == p.max(1, keepdims=True)  # (n, K)
+    return likeliest[np.arange(len(p)), option] / likeliest.sum(1)
 
 
 def nll(p: np.ndarray, option: np.ndarray) -> np.ndarray:

@@ -140,8 +140,9 @@ def make_plan(
     tuning : float in [0, 1)
         Share of the fitted people whose held-out answers serve choices instead of claims.
     given : sequence of int
-        For people who were not fitted: how many of their other answers are known. The answers to predict are the same
-        for each number, and those known with a smaller number are among those known with a larger one.
+        For people who were not fitted: how many of their other answers are known, as far as they gave so many; a number
+        that adds no answer is left out. The answers to predict are the same for each number, and those known with a
+        smaller number are among those known with a larger one.
 
     Examples
     --------
@@ -184,7 +185,13 @@ def make_plan(
     cells = [Cell("seen", pairs(test & ~unseen)), Cell("new", pairs(new & ~unseen & ~tuned), new=True)]
     later = pairs(held & ~new & unseen)
     if given and unseen.any():
-        cells += [Cell(f"unseen-{k}", later, part(unseen & (rank < k))) for k in sorted(given)]
+        known_by = {k: unseen & (rank < k) for k in sorted(given)}
+        more = [
+            k
+            for k, last in zip(known_by, [0, *known_by], strict=False)
+            if not last or (known_by[k] ^ known_by[last]).any()
+        ]
+        cells += [Cell(f"unseen-{k}", later, part(known_by[k])) for k in more]
         most = part(unseen & (rank < max(given)))
         cells.append(Cell("unseen-new", pairs(new & unseen), most, new=True))
     settings = {**shares, "given": sorted(given), "seed": seed, "survey": survey.fingerprint}

@@ -94,9 +94,7 @@ def majority(fitted: Fitted, cell: Cell) -> np.ndarray:
 @row("trait-group majority", new=False, traits=True)
 def trait_majority(fitted: Fitted, cell: Cell) -> np.ndarray:
     """What people with the same value of a trait answered; of all traits the one that fits the training part best."""
-    train, traits = fitted.train, fitted.plan.traits
-    groups = {str(t): traits[t].astype("string").fillna("") for t in traits.columns}
-    values = max(groups.values(), key=lambda g: _likelihood(train, g.loc[train.respondent_ids]))
+    train, values = fitted.train, _trait(fitted)
     return _of_groups(train, values.loc[train.respondent_ids], values.loc[cell.pairs.respondents], cell)
 
 
@@ -143,7 +141,7 @@ def _by_text(fitted: Fitted, cell: Cell, model: TextOpinionModel, embed: Callabl
     asked = by_question(pairs)
     for (j, at), h in zip(asked, embed([pairs.questions[j] for j, _ in asked]), strict=True):
         k = len(pairs.questions[j].options)
-        out[at, :k] = model.predict_proba(group.vectors[group.row[at]], h[None], [k])[:, 0]
+        out[at, :k] = model.predict_proba(group.vectors[group.row[at]], h[None], [k], known=not cell.new)[:, 0]
     return out
 
 
@@ -187,7 +185,7 @@ def person(fitted: Fitted, cell: Cell) -> np.ndarray:
 
 @row("steered LM, trait group", trained=True, traits=True)
 def trait_group(fitted: Fitted, cell: Cell) -> np.ndarray:
-    """The centroid of those with the same value of the trait that tells vectors apart best."""
+    """The centroid of those with the same value of the trait that fits the training part best."""
     return _steered(fitted, cell)["trait group"]
 
 
@@ -242,22 +240,22 @@ def _alone(fitted: Fitted, cell: Cell, name: str, **parameters: str) -> np.ndarr
     return _by_question(steerer, [group.vectors[group.row]], cell)[0]
 
 
-def _steered(fitted: Fitted, cell: Cell, ks: Iterable[int] = ()) -> dict[str, np.ndarray]:
+def _steered(fitted: Fitted, cell: Cell, ks: Iterable[int] = ()) -> dict[str, Any]:
     """Predictions with every set of vectors that may stand for the people: all share one pass a question.
 
     Cells that ask for the same answers (of people of whom more or less is known) share it, too.
     """
     ks = tuple(ks)
-    key = "steered", cell.name, len(cell), ks
-    if key not in fitted.memory:
+    known = fitted.memory.setdefault(("steered", ks), {})
+    if cell.name not in known or known[cell.name]["of"] is not cell.pairs:
         cells = [c for c in fitted.plan.cells.values() if c.pairs is cell.pairs] or [cell]
         sets = {(c.name, name): x for c in cells for name, x in _stand_ins(fitted, c, ks).items()}
         steerer = fitted.steerer("persona prompt", "persona_prompt")
         assert isinstance(steerer, PersonaPrompt)
-        found = _by_question(steerer, list(sets.values()), cell)
-        for (name, which), p in zip(sets, found, strict=True):
-            fitted.memory.setdefault(("steered", name, len(cell), ks), {})[which] = p
-    return fitted.memory[key]
+        known.update({c.name: {"of": cell.pairs} for c in cells})
+        for (name, which), p in zip(sets, _by_question(steerer, list(sets.values()), cell), strict=True):
+            known[name][which] = p
+    return known[cell.name]
 
 
 def _stand_ins(fitted: Fitted, cell: Cell, ks: tuple[int, ...]) -> dict[str, np.ndarray]:
@@ -268,12 +266,12 @@ def _stand_ins(fitted: Fitted, cell: Cell, ks: tuple[int, ...]) -> dict[str, np.
         return {f"{k} cohorts": _centroids(fitted.cohorts_of(k), mine) for k in ks}
     # A fixed permutation of people, not of answers: one stranger a person.
     other = np.random.default_rng(fitted.random_state).permutation(len(group.vectors))
-    return {
+    sets = {
         "shuffled": group.vectors[other][group.row % len(other)],
         "cohort": _centroids(fitted.cohorts, mine),
-        "trait group": _trait_centroids(fitted, cell, mine),
         "person": mine,
     }
+    return {**sets, "trait group": _trait_centroids(fitted, cell, mine)} if fitted.plan.traits.shape[1] else sets
 
 
 def _centroids(cohorts: Iterable[Persona], vectors: np.ndarray) -> np.ndarray:
@@ -281,20 +279,22 @@ def _centroids(cohorts: Iterable[Persona], vectors: np.ndarray) -> np.ndarray:
 
 
 def _trait_centroids(fitted: Fitted, cell: Cell, mine: np.ndarray) -> np.ndarray:
-    """Mean vector of the fitted people with the same value of the trait that explains most of the vectors' variance."""
-    vectors, traits = fitted.people.vectors_, fitted.plan.traits
-    out = np.broadcast_to(vectors.mean(0), mine.shape)
-    best = 0.0
-    for name in traits.columns:
-        values = traits[name].astype("string").fillna("")
-        members = pd.DataFrame(vectors).groupby(values.loc[fitted.train.respondent_ids].to_numpy())
-        means = members.mean()
-        spread = float((means.sub(vectors.mean(0)).pow(2).sum(axis=1) * members.size()).sum())
-        if spread > best:
-            best = spread
-            theirs = means.reindex(values.loc[cell.pairs.respondents].to_numpy()).to_numpy()
-            out = np.where(np.isnan(theirs), vectors.mean(0), theirs)
-    return out
+    """Mean vector of the fitted people with the same value of the best trait; of few it is drawn to everybody's."""
+    vectors, values = fitted.people.vectors_, _trait(fitted)
+    everybody = vectors.mean(0)
+    groups = pd.DataFrame(vectors - everybody).groupby(values.loc[fitted.train.respondent_ids].to_numpy())
+    shrunk = groups.sum().div(groups.size() + _DRAWN, axis=0)
+    theirs = shrunk.reindex(values.loc[cell.pairs.respondents].to_numpy()).fillna(0.0)
+    return (everybody + theirs.to_numpy()).astype(mine.dtype)
+
+
+def _trait(fitted: Fitted) -> pd.Series:
+    """Everybody's value of the trait whose groups predict the training answers best."""
+    if "trait" not in fitted.memory:
+        train, traits = fitted.train, fitted.plan.traits
+        values = [traits[t].astype("string").fillna("") for t in traits.columns]
+        fitted.memory["trait"] = max(values, key=lambda v: _likelihood(train, v.loc[train.respondent_ids]))
+    return fitted.memory["trait"]
 
 
 def _by_question(steerer: PersonaPrompt, sets: list[np.ndarray], cell: Cell) -> np.ndarray:

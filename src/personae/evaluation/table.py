@@ -33,7 +33,7 @@ class Run:
 
 
 class Scored:
-    """A row's runs, measured answer by answer; several seeds by their mean, as each answer is asked of all.
+    """A row's runs, measured answer by answer; several seeds by their mean, on the answers that all of them predicted.
 
     Attributes
     ----------
@@ -41,7 +41,8 @@ class Scored:
     """
 
     def __init__(self, cell: Cell, runs: Sequence[Run]) -> None:
-        self.cell, self.runs, self.at = cell, runs, runs[0].at
+        self.cell, self.at = cell, min((r.at for r in runs), key=len)  # a smaller sample is part of a larger one
+        self.runs = runs = [Run(self.at, r.p[np.isin(r.at, self.at)]) for r in runs]
         self.pairs = cell.pairs[self.at]
         self.n_options = np.array([len(q.options) for q in cell.pairs.questions])[self.pairs.question]
         option = self.pairs.option
@@ -51,8 +52,12 @@ class Scored:
         self.ordinal = np.mean([metrics.ordinal_error(r.p, option, self.n_options) for r in runs], axis=0)
 
     def summary(self) -> dict[str, Any]:
-        """accuracy, nll (each with low and high, 95 %), macro_accuracy, brier, ece, ordinal_error, n, people, seeds."""
-        people = Bootstrap(self.pairs.respondents)
+        """accuracy, nll (each with low and high, 95 %), macro_accuracy, brier, ece, ordinal_error, n, people,
+        questions, seeds and their accuracies and NLLs.
+
+        Intervals are over people, and for new questions over questions too; they are those of the seeds at hand.
+        """
+        people = self._bootstrap(self.at)
         accuracy, nll = people.interval(self.right), people.interval(self.nll)
         out: dict[str, Any] = {
             "accuracy": accuracy.estimate,
@@ -67,6 +72,7 @@ class Scored:
             "ordinal_error": float(self.ordinal.mean()),
             "n": len(self.at),
             "people": people.people,
+            "questions": len(np.unique(self.pairs.question)),
             "seeds": len(self.runs),
         }
         if len(self.runs) > 1:
@@ -78,12 +84,16 @@ class Scored:
     def minus(self, other: Scored) -> dict[str, Any]:
         """Paired differences to another row on the answers that both predicted: accuracy and nll with intervals."""
         both, mine, theirs = np.intersect1d(self.at, other.at, assume_unique=True, return_indices=True)
-        people = Bootstrap(self.cell.pairs.respondents[both])
+        people = self._bootstrap(both)
         return {
             "accuracy": people.difference(self.right[mine], other.right[theirs])._asdict(),
             "nll": people.difference(self.nll[mine], other.nll[theirs])._asdict(),
             "n": len(both),
         }
+
+    def _bootstrap(self, at: np.ndarray) -> Bootstrap:
+        pairs = self.cell.pairs[at]
+        return Bootstrap(pairs.respondents, question=pairs.question if self.cell.new else None)
 
 
 def compare(fitted: Fitted, cell: Cell, rows: Iterable[str] | None = None, slow_answers: int = 300) -> pd.DataFrame:

@@ -191,6 +191,9 @@ class FrozenLM:
         bias = bias if bias is None or ids is None else bias[ids]
         config = self.model.config
         scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
+        if ids is not None:  # few rows, which are compared with each other: bfloat16 is too coarse a grid for that
+            hidden, weight = hidden.float(), weight.float()
+            bias = None if bias is None else bias.float()
         out = torch.nn.functional.linear(hidden, weight, bias).float() * scale
         cap = getattr(config, "final_logit_softcapping", None)
         return out if cap is None else cap * torch.tanh(out / cap)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
+from scipy.optimize import minimize_scalar
+from scipy.special import log_softmax
 from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
@@ -17,6 +18,10 @@ from personae.people.persona import Persona
 if TYPE_CHECKING:
     from personae.people.opinion_model import OpinionModel
 
+_HELD_OUT, _ENOUGH = (
+    0.05,
+    40,
+)  # share of the questions kept out to learn how sure to be of new ones; if there are enough
 ANCHORS = 5  # a scale is read at five places; options in between are interpolated
 
 
@@ -67,12 +72,6 @@ class PersonContext(nn.Module):
         self.z_mean.copy_(people.mean(0))
         self.z_std.copy_(people.std(0).clamp(min=1e-6))
         self.h_mean, self.h_std = _statistics(views)
-
-    def without_dropout(self) -> PersonContext:
-        """A copy to be trained further by the LM's feedback, which needs no dropout."""
-        other = copy.deepcopy(self)
-        other.dropout.p = 0.0
-        return other
 
     def forward(self, vectors: Tensor, embeddings: Tensor, view: int = 0) -> Tensor:
         """Features (C, N, 2 * width) of people (N, D), or (C, N, D) where each context has its own, and (C, F)."""
@@ -131,6 +130,9 @@ class TextOpinionModel(BaseEstimator):
     Attributes
     ----------
     network_ : PersonContext
+    sharpness_ : float
+        What logits of new questions are multiplied with: learned on questions that were kept out, 1 where there are
+        too few to keep any out.
     loss_ : list of float
         Cross-entropy every hundredth step.
 
@@ -158,7 +160,9 @@ class TextOpinionModel(BaseEstimator):
         self.steps = steps
         self.random_state = random_state
 
-    def fit(self, survey: Survey, people: OpinionModel, embeddings: np.ndarray) -> TextOpinionModel:
+    def fit(
+        self, survey: Survey, people: OpinionModel, embeddings: np.ndarray, held_out: np.ndarray | None = None
+    ) -> TextOpinionModel:
         """Learn from a fitted opinion model.
 
         Parameters
@@ -167,17 +171,21 @@ class TextOpinionModel(BaseEstimator):
             Its questions are learned from; all must be known to ``people``.
         embeddings : float array, shape (Q, F) or (views, Q, F)
             Of the survey's questions, in order.
+        held_out : int array, optional
+            Columns that are not learned from, to learn ``sharpness_``; those of `hold_out_questions` by default.
         """
         views = np.asarray(embeddings, dtype=np.float32)
         views = views if views.ndim == 3 else views[None]
         if views.shape[1] != survey.n_questions:
             raise ValueError(f"{views.shape[1]} embeddings for {survey.n_questions} questions")
         rng = np.random.default_rng(self.random_state)
+        held_out = hold_out_questions(survey.n_questions, self.random_state) if held_out is None else held_out
+        learned = np.setdiff1d(np.arange(survey.n_questions), held_out)
         fork = torch.random.fork_rng(devices=[])
         with fork:
             torch.manual_seed(self.random_state)
             network = PersonContext(people.vectors_.shape[1], views.shape[2], self.width, self.dropout, len(views))
-            network.standardise(people.vectors_, list(views))
+            network.standardise(people.vectors_, list(views[:, learned]))
             vectors, texts = torch.as_tensor(people.vectors_).float(), torch.as_tensor(views)
             ids = survey.question_ids.to_numpy()
             optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-2)
@@ -185,7 +193,7 @@ class TextOpinionModel(BaseEstimator):
             for step in range(self.steps):
                 for group in optimiser.param_groups:
                     group["lr"] = 3e-3 * min(1, (step + 1) / 20) * (1 - step / self.steps)
-                asked = rng.choice(len(ids), min(16, len(ids)), replace=False)
+                asked = rng.choice(learned, min(16, len(learned)), replace=False)
                 who = rng.choice(len(vectors), min(128, len(vectors)), replace=False)
                 view = int(rng.integers(len(views)))
                 n_options = survey.n_options[asked].tolist()
@@ -199,7 +207,13 @@ class TextOpinionModel(BaseEstimator):
                 optimiser.step()
                 if step % 100 == 0:
                     self.loss_.append(loss.item())
-        self.network_ = network.eval()
+        self.network_, self.sharpness_ = network.eval(), 1.0
+        if len(held_out):
+            some = vectors[rng.choice(len(vectors), min(256, len(vectors)), replace=False)]
+            with torch.no_grad():
+                logits = network.option_logits(network(some, texts[0, held_out]), survey.n_options[held_out].tolist())
+            said = people.predict_proba(some.numpy(), ids[held_out])[..., : logits.shape[2]].transpose(1, 0, 2)
+            self.sharpness_ = sharpness(logits.numpy(), said)
         return self
 
     @torch.no_grad()
@@ -209,9 +223,43 @@ class TextOpinionModel(BaseEstimator):
         embeddings: np.ndarray,
         n_options: Sequence[int],
         view: int = 0,
+        known: bool = False,
     ) -> np.ndarray:
-        """Option probabilities (P, C, K) for questions given by embeddings (C, F), known or new; zero beyond K."""
+        """Option probabilities (P, C, K) for questions given by embeddings (C, F); zero beyond K.
+
+        Questions that were learned from are ``known``; of others less is known than the network believes
+        (``sharpness_``).
+        """
         vectors = personas if isinstance(personas, np.ndarray) else np.stack([p.vector for p in personas])
         z, h = torch.as_tensor(vectors).float(), torch.as_tensor(np.asarray(embeddings)).float()
         logits = self.network_.option_logits(self.network_(z, h, view), list(n_options))
+        logits = logits if known else logits * self.sharpness_
         return torch.softmax(logits, -1).transpose(0, 1).numpy()
+
+
+def hold_out_questions(n: int, seed: int) -> np.ndarray:
+    """Columns of questions to keep out of learning, ascending: a twentieth, none of fewer than forty."""
+    return np.sort(np.random.default_rng(seed).permutation(n)[: round(_HELD_OUT * n) if n >= _ENOUGH else 0])
+
+
+def sharpness(logits: np.ndarray, target: np.ndarray) -> float:
+    """The w from 0.05 to 2 with the smallest cross-entropy of softmax(w logits) to the target probabilities.
+
+    Parameters
+    ----------
+    logits, target : array, shape (..., K)
+        -inf and 0 where there is no option.
+
+    Examples
+    --------
+    >>> logits = np.log([[0.8, 0.2], [0.2, 0.8]])
+    >>> round(sharpness(logits, np.array([[2 / 3, 1 / 3], [1 / 3, 2 / 3]])), 2)  # odds of 4 where 2 are true
+    0.5
+    """
+    own = np.isfinite(logits)
+    finite = np.where(own, logits, 0.0)
+
+    def loss(w: float) -> float:
+        return -float((target * np.where(own, log_softmax(np.where(own, w * finite, -np.inf), -1), 0.0)).sum())
+
+    return float(minimize_scalar(loss, bounds=(0.05, 2.0), method="bounded").x)

@@ -14,6 +14,7 @@ from personae.data.survey import Survey
 from personae.lm.frozen import FrozenLM
 from personae.lm.prompts import Placement, Prompt, chat_prompt, letters_prompt, reply_ids, text_prompt
 from personae.lm.reading import Prepared, option_logits, prepare, read, represent, text_log_probs
+from personae.people.text_opinion_model import hold_out_questions, sharpness
 from personae.steering import talk
 
 if TYPE_CHECKING:
@@ -42,8 +43,11 @@ class AnswersAndTalk:
         self.recipe, self.placement = recipe, placement
         rng = np.random.default_rng(seed)
         questions = survey.questions
+        # Questions that nothing is learned from: how sure to be of new ones is learned on them.
+        self.new = hold_out_questions(len(questions), seed) if recipe == "contextual" else np.array([], dtype=int)
+        learned = np.setdiff1d(np.arange(len(questions)), self.new)
         self.letters = prepare(lm, [letters_prompt(lm, q.text, q.options, placement) for q in questions])
-        self.spoken = np.sort(rng.choice(len(questions), min(_SPOKEN, len(questions)), replace=False))
+        self.spoken = np.sort(rng.choice(learned, min(_SPOKEN, len(learned)), replace=False))
         texts = [text_prompt(lm, q.text, q.options, placement) for q in questions]
         self.texts = prepare(lm, [texts[j] for j in self.spoken])
         # Few questions are put in several ways, so that a chat's wording matters less than its subject.
@@ -67,7 +71,7 @@ class AnswersAndTalk:
         self.asked = [
             np.intersect1d(np.flatnonzero(self.given[:, j] >= 0), self.trained) for j in range(len(questions))
         ]
-        self.usable = np.flatnonzero([len(a) > 0 for a in self.asked])
+        self.usable = np.array([j for j in learned if len(self.asked[j])])
         counts = survey.option_counts().astype(float)
         self.marginal = counts / np.maximum(counts.sum(1, keepdims=True), 1)
         # What a person adds to the shared prompt decides how many fit in a step.
@@ -121,6 +125,20 @@ class AnswersAndTalk:
             right += int((logits.argmax(1) == y).sum())
             count += len(who)
         return {"nll": nll / max(count, 1), "accuracy": right / max(count, 1)}
+
+    @torch.no_grad()
+    def sharpness(self) -> float:
+        """How sure to be of new questions: what their letters' logits are to be multiplied with (1: as they are)."""
+        self.network.eval()
+        logits, target = [], []
+        for j in self.new:
+            if len(self.asked[j]):
+                who = np.random.default_rng([self.seed, int(j)]).choice(self.asked[j], 64)[None]
+                width = int(self.survey.n_options.max()) - int(self.survey.n_options[j])
+                found = self._logits(np.array([j]), who)[0].cpu().numpy()
+                logits.append(np.pad(found, ((0, 0), (0, width)), constant_values=-np.inf))
+                target.append(np.pad(self._target(np.array([j]), who)[0].cpu().numpy(), ((0, 0), (0, width))))
+        return sharpness(np.concatenate(logits), np.concatenate(target)) if logits else 1.0
 
     # formats ---------------------------------------------------------------------------------------------------
     def _letters(self, rng: np.random.Generator) -> tuple[Tensor, int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -58,6 +60,9 @@ class PersonaPrompt(Steerer):
     network_ : torch.nn.Module
     history_ : list of dict
         One a validation: step, loss, NLL and accuracy on held-out people.
+    sharpness_ : float
+        What the letters' logits of questions that were not trained on are multiplied with, so that their probabilities
+        are no surer than they should be: learned on questions kept out of training, 1 where there are too few.
     text_model_ : TextOpinionModel or None
         The warm start of the contextual recipe, which answers questions nobody was asked without the LM.
 
@@ -127,7 +132,7 @@ class PersonaPrompt(Steerer):
             if self.recipe == "contextual":
                 waiting.update("learning what people make of the questions, without the language model")
                 self.text_model_ = TextOpinionModel(random_state=self.random_state)
-                self.text_model_.fit(survey, people, torch.stack(task.views).cpu().numpy())
+                self.text_model_.fit(survey, people, torch.stack(task.views).cpu().numpy(), task.new)
             task.network = self.network_ = self._build(task, people).to(self.lm_.device)
         schedule = Schedule(
             steps=self.steps,
@@ -136,6 +141,8 @@ class PersonaPrompt(Steerer):
         )
         path = None if checkpoint is None else Path(checkpoint)
         self.history_ = train(task, schedule, path, resume, progress)
+        self.sharpness_ = task.sharpness()
+        self.known_ = frozenset(_mark(survey.questions[j]) for j in task.usable)
         self.lm_fingerprint_ = self.lm_.fingerprint
         return self
 
@@ -160,7 +167,7 @@ class PersonaPrompt(Steerer):
         if self.recipe == "constant":
             return ConstantNetwork(self.lm_, people.vectors_.shape[1], self.n_tokens_, prefix)
         assert self.text_model_ is not None
-        trunk = self.text_model_.network_.without_dropout()
+        trunk = copy.deepcopy(self.text_model_.network_)
         return ContextualNetwork(self.lm_, trunk, self.n_tokens_, prefix)
 
     # answering -------------------------------------------------------------------------------------------------
@@ -193,6 +200,9 @@ class PersonaPrompt(Steerer):
             asked = [questions[j] for j in columns]
             prepared = prepare(self.lm_, [put(self.lm_, q.text, q.options, self.placement_) for q in asked])
             options = [q.options for q in asked]
+            sharp = torch.tensor([1.0 if _mark(q) in self.known_ else self.sharpness_ for q in asked]).to(
+                vectors.device
+            )
             longest = max(len(p.after) for p in prepared.prompts) + self.n_tokens_[read]
             if read == "text":
                 longest += max(sum(len(self.lm_.tokens(o)) for o in each) for each in options)
@@ -200,7 +210,8 @@ class PersonaPrompt(Steerer):
             for first in range(0, len(vectors), people):
                 rows = slice(first, first + people)
                 virtual = self.virtual_tokens(prepared, vectors[rows], read, [len(o) for o in options])
-                p = torch.softmax(option_logits(self.lm_, prepared, virtual, options, read), -1)
+                logits = option_logits(self.lm_, prepared, virtual, options, read)
+                p = torch.softmax(logits * sharp[:, None, None] if read == "letters" else logits, -1)
                 out[rows, columns, : p.shape[2]] = p.transpose(0, 1).cpu().numpy()
         return out
 
@@ -257,6 +268,8 @@ class PersonaPrompt(Steerer):
             "n_person": self.network_.n_person,
             "lm": self.lm_fingerprint_,
             "history": self.history_,
+            "sharpness": self.sharpness_,
+            "known": sorted(self.known_),
         }
         (folder / "steerer.json").write_text(json.dumps(about, indent=1))
 
@@ -292,6 +305,7 @@ class PersonaPrompt(Steerer):
         self.network_.load_state_dict(weights)
         self.network_.to(self.lm_.device).eval()
         self.history_ = about["history"]
+        self.sharpness_, self.known_ = about["sharpness"], frozenset(about["known"])
         self.text_model_ = None
         return self
 
@@ -304,3 +318,8 @@ def check_lm(lm: FrozenLM, trained_with: dict[str, Any], folder: Path) -> None:
                 f"{folder} was trained with {trained_with['name']}, but {lm.name} has another {key}; "
                 "give the same LM, or train again"
             )
+
+
+def _mark(question: Question) -> str:
+    """A short name of a question's wording and options, whatever its id."""
+    return hashlib.sha256("\0".join([question.text, *question.options]).encode()).hexdigest()[:16]

@@ -45,7 +45,8 @@ def test_cells_and_rows(found, plan):
     for name, table in found["tables"].items():
         rows = [r["row"] for r in table]
         known = ["majority", "opinion model"] if not plan.cells[name].new else []
-        assert set(rows) == {*LM_ROWS[:2], LM_ROWS[3], *known, *COMBINED}
+        combined = {row for row, parts in COMBINED.items() if plan.cells[name].new in parts}
+        assert set(rows) == {*LM_ROWS[:2], LM_ROWS[3], *known, *combined}
         seeds = {r["row"]: r["seeds"] for r in table}
         assert seeds[PERSON] == seeds["hybrid"] == 2
         assert seeds["opinion model on the question's text"] == 1
@@ -199,8 +200,25 @@ def test_free_text_is_kept_and_has_its_controls(run, found):
     assert (run[1] / "free-text-0-6.json").exists()
     assert run[0](replies=6)["free_text"] == again["free_text"]
     for rows in again["free_text"].values():
-        assert [r["row"] for r in rows][-2:] == ["steered LM, shuffled people", PERSON]
+        assert [r["row"] for r in rows][-3:] == ["steered LM, shuffled people", PERSON, "the answer itself, stated"]
         assert all(r["n"] == 6 and -1e-6 < r["low"] <= r["agreement"] <= r["high"] < 1 + 1e-6 for r in rows)
+
+
+def test_tables_keep_rows_that_another_call_ran(plan, tmp_path):
+    how = {"answers": 40, "lm": tiny_lm("llama"), "replies": 0}
+    evaluate(plan, tmp_path, ["majority"], **how)
+    found = evaluate(plan, tmp_path, ["uniform"], **how)
+    assert [r["row"] for r in found["tables"]["seen"]] == ["majority"]
+    assert [r["row"] for r in found["tables"]["new"]] == ["uniform"]
+    assert found["tables"]["new"][0]["questions"] == 2
+
+
+def test_a_trial_with_few_slow_answers_does_not_stay(plan, tmp_path):
+    how = {"answers": 40, "lm": tiny_lm("llama")}
+    row = "LM with traits as text"
+    for slow, kept in ((10, 10), (20, 20), (15, 20)):
+        found = evaluate(plan, tmp_path, [row], slow_answers=slow, **how)
+        assert found["tables"]["seen"][0]["n"] == kept
 
 
 # leakage -----------------------------------------------------------------------------------------------------------

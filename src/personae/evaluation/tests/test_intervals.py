@@ -18,7 +18,7 @@ def test_the_interval_covers():
     for trial in range(200):
         ability = rng.uniform(0.3, 0.9, 60)  # people differ, so that their answers hang together
         who = np.repeat(np.arange(60), 10)
-        bootstrap, said = Bootstrap(who, 400, seed=trial), rng.random(600) < ability[who]
+        bootstrap, said = Bootstrap(who, resamples=400, seed=trial), rng.random(600) < ability[who]
         low, high = bootstrap.interval(said)[1:]
         covered += low <= 0.6 <= high
         low, high = bootstrap.macro(said)[1:]
@@ -112,3 +112,22 @@ def test_bootstrap_refuses():
     for ask in (bootstrap.interval, bootstrap.macro, lambda v: bootstrap.difference(np.ones(4), v)):
         with pytest.raises(ValueError, match="3 values are given for the answers of 4"):
             ask(np.ones(3))
+
+
+def test_questions_are_a_sample_too():
+    """Ten questions of which half are answered right by everybody: people say nothing about the other questions."""
+    person, question = np.indices((200, 10)).reshape(2, -1)
+    right = (question % 2).astype(float)
+    people_only = Bootstrap(person).interval(right)
+    both = Bootstrap(person, question=question).interval(right)
+    assert people_only[1:] == (0.5, 0.5)
+    assert both.estimate == 0.5
+    assert both.high - both.low == pytest.approx(2 * 1.96 * 0.5 / np.sqrt(10), rel=0.2)
+
+
+def test_one_question_drawn_is_no_other_interval():
+    rng = np.random.default_rng(0)
+    person, values = rng.integers(0, 30, 400), rng.random(400)
+    assert Bootstrap(person, question=np.zeros(400)).interval(values) == pytest.approx(
+        Bootstrap(person).interval(values)
+    )

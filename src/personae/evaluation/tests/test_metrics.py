@@ -57,8 +57,9 @@ def test_an_impossible_answer_costs_much_and_not_infinitely():
     assert nll(P, np.array([0, 0, 2]))[2] == pytest.approx(9 * np.log(10))
 
 
-def test_the_first_of_equally_likely_options_is_said():
-    assert right(np.array([[0.4, 0.4, 0.2]] * 2), np.array([0, 1])).tolist() == [1, 0]
+def test_equally_likely_options_share_what_is_right():
+    """Else "uniform" would be as good as the first option is frequent."""
+    assert right(np.array([[0.4, 0.4, 0.2]] * 3), np.array([0, 1, 2])).tolist() == [0.5, 0.5, 0]
 
 
 def test_the_median_is_the_best_point_forecast():
@@ -107,9 +108,9 @@ def test_reliability_by_hand():
     np.testing.assert_allclose(table["low"], [0, 0.2, 0.4, 0.6, 0.8])
     np.testing.assert_allclose(table["high"], [0.2, 0.4, 0.6, 0.8, 1])
     np.testing.assert_allclose(table["confidence"], [np.nan, np.nan, 0.5, 0.675, 0.95])
-    np.testing.assert_allclose(table["accuracy"], [np.nan, np.nan, 1, 0.5, 1])
+    np.testing.assert_allclose(table["accuracy"], [np.nan, np.nan, 0.5, 0.5, 1])
     ece = expected_calibration_error(p, np.array([0, 1, 1, 0]), bins=5)
-    assert ece == pytest.approx((0.5 + 2 * 0.175 + 0.05) / 4)
+    assert ece == pytest.approx((2 * 0.175 + 0.05) / 4)
 
 
 def test_calibration_of_the_sure():

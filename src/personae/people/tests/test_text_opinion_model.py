@@ -8,7 +8,7 @@ from sklearn.base import clone
 from personae.data.account import SurveyError
 from personae.data.survey import Question, Survey
 from personae.people.opinion_model import OpinionModel
-from personae.people.text_opinion_model import PersonContext, TextOpinionModel
+from personae.people.text_opinion_model import PersonContext, TextOpinionModel, hold_out_questions
 
 
 @pytest.fixture(scope="module")
@@ -165,12 +165,23 @@ def test_each_view_has_its_own_scale(world, asked, known):
     assert np.abs(p[0] - known.predict_proba(known.vectors_)).mean() < 0.1
 
 
-def test_a_copy_without_dropout_says_the_same(world, known, model):
-    trunk = model.network_
-    other = trunk.without_dropout()
-    z, h = torch.as_tensor(known.vectors_), torch.as_tensor(world[1][:50])
-    assert torch.equal(other.train()(z, h), trunk(z, h))
-    assert trunk.dropout.p == 0.3  # the original is as it was
+def test_new_questions_are_answered_no_surer_than_they_should_be(world, asked, known, model):
+    """Fifty questions whose texts say nothing: what is believed of new ones is worth little, and known ones stay."""
+    noise = np.random.default_rng(0).standard_normal((known.question_factors_.shape[0], 24)).astype(np.float32)
+    lost = TextOpinionModel(width=32, steps=300).fit(asked, known, noise)
+    assert model.sharpness_ > 2 * lost.sharpness_
+    p = {how: lost.predict_proba(known.vectors_, noise[:5], [4] * 5, known=how) for how in (False, True)}
+    assert p[False].max(-1).mean() < p[True].max(-1).mean()
+    chosen = TextOpinionModel(width=32, steps=5).fit(asked, known, world[1][:50], held_out=np.array([], dtype=int))
+    assert chosen.sharpness_ == 1.0
+
+
+def test_questions_are_kept_out_where_there_are_enough():
+    assert len(hold_out_questions(39, 0)) == 0
+    kept = hold_out_questions(40, 0)
+    assert len(kept) == 2
+    assert (kept == hold_out_questions(40, 0)).all()
+    assert len(hold_out_questions(360, 1)) == 18
 
 
 def test_one_question_and_dead_coordinates_stay_finite():

@@ -24,11 +24,12 @@ def make_camps(n: int = 120, q: int = 8, strength: float = 2.0, seed: int = 0, o
     Without ``opposed`` it says yes to all of them.
     """
     rng = np.random.default_rng(seed)
+    subjects = [*SUBJECTS, *(f"number {j}" for j in range(len(SUBJECTS), q))]
     camp, lean = np.repeat([1, -1], n // 2), np.tile([1, -1 if opposed else 1], q)[:q]
     said = (rng.random((n, q)) < 1 / (1 + np.exp(-strength * camp[:, None] * lean))).astype(int)
     person, question = np.nonzero(rng.random((n, q)) < 0.9)
     return Survey(
-        [Question(f"q{j}", f"Should we spend more on {s}?", ("no", "yes"), s) for j, s in enumerate(SUBJECTS[:q])],
+        [Question(f"q{j}", f"Should we spend more on {s}?", ("no", "yes"), s) for j, s in enumerate(subjects[:q])],
         [f"r{i:03d}" for i in range(n)],
         person,
         question,

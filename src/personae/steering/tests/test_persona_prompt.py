@@ -154,6 +154,24 @@ def test_an_option_keeps_its_probability_wherever_it_is_listed(steerer, lm, peop
     torch.testing.assert_close(turned, p[..., order], atol=1e-5, rtol=0)
 
 
+def test_new_questions_are_answered_by_what_was_learned_of_new_ones(lm, camps):
+    survey = camps(60, 45)
+    people = OpinionModel(n_components=1).fit(survey)
+    steerer = PersonaPrompt(lm, steps=2).fit(survey, people, progress=False)
+    assert len(steerer.known_) == 43  # two are kept out
+    assert 0.05 < steerer.sharpness_ < 2
+    me, known = people.fold_in({"q0": survey.questions[0].options[0]}), survey.questions
+    unknown = Question("other", "Is this asked anywhere?", known[0].options)
+    p = {
+        w: (setattr(steerer, "sharpness_", w), steerer.predict_proba([me], [*known, unknown]))[1][0] for w in (1.0, 0.5)
+    }
+    root = np.sqrt(p[1.0])
+    np.testing.assert_allclose(p[0.5][-1], root[-1] / root[-1].sum(), rtol=1e-4)
+    assert sum(np.allclose(a, b) for a, b in zip(p[0.5], p[1.0], strict=True)) == 43
+    renamed = Question("another id", known[0].text, known[0].options)
+    assert (steerer.predict_proba([me], [renamed]) == steerer.predict_proba([me], [known[0]])).all()
+
+
 # learning --------------------------------------------------------------------------------------------------------
 def losses(p: np.ndarray, option: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return p.argmax(1) == option, -np.log(p[np.arange(len(p)), option])
