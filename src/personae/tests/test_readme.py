@@ -1,4 +1,4 @@
-"""What the README shows is what happens."""
+"""What the README and the guides show is what happens."""
 
 from __future__ import annotations
 
@@ -12,16 +12,21 @@ README = Path(__file__).parents[3] / "README.md"
 pytestmark = pytest.mark.skipif(not README.exists(), reason="an installed package has no README beside it")
 
 
-def test_its_python_runs():
-    found = doctest.testfile(str(README), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)
+GUIDES = ["README.md", "docs/evaluate.md"]
+
+
+@pytest.mark.parametrize("name", GUIDES)
+def test_its_python_runs(name):
+    found = doctest.testfile(str(README.parent / name), module_relative=False, optionflags=doctest.NORMALIZE_WHITESPACE)
     assert found.attempted >= 5
     assert not found.failed
 
 
-def test_its_files_exist():
-    linked = re.findall(r"\]\(([^)#:]+)\)", README.read_text())
-    assert linked
-    missing = [name for name in linked if not (README.parent / name).exists()]
+@pytest.mark.parametrize("name", [*GUIDES, "docs/architecture.md", "docs/results/README.md", "recipes/README.md"])
+def test_its_files_exist(name):
+    page = README.parent / name
+    linked = re.findall(r"\]\(([^)#:]+)\)", page.read_text())
+    missing = [file for file in linked if not (page.parent / file).exists()]
     assert not missing
 
 
