@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
@@ -72,6 +73,12 @@ class PersonContext(nn.Module):
         self.z_mean.copy_(people.mean(0))
         self.z_std.copy_(people.std(0).clamp(min=1e-6))
         self.h_mean, self.h_std = _statistics(views)
+
+    def without_dropout(self) -> PersonContext:
+        """A copy to be trained further by the LM's feedback, which is better on held-out people without dropout."""
+        other = copy.deepcopy(self)
+        other.dropout.p = 0.0
+        return other
 
     def forward(self, vectors: Tensor, embeddings: Tensor, view: int = 0) -> Tensor:
         """Features (C, N, 2 * width) of people (N, D), or (C, N, D) where each context has its own, and (C, F)."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
@@ -167,7 +166,7 @@ class PersonaPrompt(Steerer):
         if self.recipe == "constant":
             return ConstantNetwork(self.lm_, people.vectors_.shape[1], self.n_tokens_, prefix)
         assert self.text_model_ is not None
-        trunk = copy.deepcopy(self.text_model_.network_)
+        trunk = self.text_model_.network_.without_dropout()
         return ContextualNetwork(self.lm_, trunk, self.n_tokens_, prefix)
 
     # answering -------------------------------------------------------------------------------------------------

@@ -165,6 +165,14 @@ def test_each_view_has_its_own_scale(world, asked, known):
     assert np.abs(p[0] - known.predict_proba(known.vectors_)).mean() < 0.1
 
 
+def test_a_copy_without_dropout_says_the_same(world, known, model):
+    trunk = model.network_
+    other = trunk.without_dropout()
+    z, h = torch.as_tensor(known.vectors_), torch.as_tensor(world[1][:50])
+    assert torch.equal(other.train()(z, h), trunk(z, h))
+    assert trunk.dropout.p == 0.3  # the original is as it was
+
+
 def test_new_questions_are_answered_no_surer_than_they_should_be(world, asked, known, model):
     """Fifty questions whose texts say nothing: what is believed of new ones is worth little, and known ones stay."""
     noise = np.random.default_rng(0).standard_normal((known.question_factors_.shape[0], 24)).astype(np.float32)
