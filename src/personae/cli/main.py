@@ -16,6 +16,7 @@ from personae.cli.demo import demo
 from personae.cli.evaluate import evaluate
 from personae.cli.fit import fit, questions
 from personae.cli.models import models
+from personae.cli.report import report
 from personae.cli.steer import steer
 
 
@@ -39,7 +40,7 @@ def main(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for _command in (demo, fit, questions, cohorts, steer, ask, chat, evaluate, models, bench):
+for _command in (demo, fit, questions, cohorts, steer, ask, chat, evaluate, report, models, bench):
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ import json
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import pandas as pd
@@ -19,10 +19,13 @@ from sklearn.utils.validation import check_is_fitted
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from personae.data.account import SurveyError
-from personae.data.survey import Survey
+from personae.data.survey import Question, Survey
 from personae.people.opinion_model import OpinionModel
 from personae.people.persona import Persona, Personas
 from personae.people.profiles import Profiles
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
 
 _MOST = 12  # largest k that "auto" tries
 _REFITS = 10  # bootstrap refits behind the stability of one k
@@ -212,6 +215,13 @@ class Cohorts(BaseEstimator):
             personas = [personas]
         vectors = personas if isinstance(personas, np.ndarray) else np.stack([p.vector for p in personas])
         return _nearest(np.atleast_2d(vectors) @ self._projection, self._centres)[0]
+
+    def plot_profile(self, cohort: int, questions: Sequence[Question] = ()) -> Figure:
+        """A cohort's telling answers and traits beside everybody's: see `personae.people.figures.plot_profile`."""
+        from personae.people.figures import plot_profile
+
+        check_is_fitted(self)
+        return plot_profile(self, cohort, questions)
 
     # files -----------------------------------------------------------------------------------------------------
     def save(self, folder: str | Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import pandas as pd
@@ -18,6 +18,11 @@ from personae.people.als import Factorization, Side, by_row, chunks, factorize, 
 from personae.people.answers import Answers, Scale, collect
 from personae.people.choice import choose, readout_of
 from personae.people.persona import Persona, Personas
+
+if TYPE_CHECKING:
+    from plotly.graph_objects import Figure
+
+    from personae.people.cohorts import Cohorts
 
 
 class OpinionModel(BaseEstimator):
@@ -344,6 +349,14 @@ class OpinionModel(BaseEstimator):
 
     def _columns(self, questions: str | Iterable[str] | None) -> np.ndarray:
         return np.arange(len(self.questions_)) if questions is None else self.question_index(questions)
+
+    # figures ---------------------------------------------------------------------------------------------------
+    def plot_map(self, cohorts: Cohorts | None = None, trait: str | None = None) -> Figure:
+        """Everybody as a point, coloured by cohort or trait: see `personae.people.map.plot_map`."""
+        from personae.people.map import plot_map
+
+        check_is_fitted(self)
+        return plot_map(self, cohorts, trait)
 
     # files -----------------------------------------------------------------------------------------------------
     def save(self, folder: str | Path) -> None:
