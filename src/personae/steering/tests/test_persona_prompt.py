@@ -533,7 +533,7 @@ def test_validation_asks_what_held_out_people_answered(lm, late):
     found = task.validate()
     given = set(zip(survey.respondent.tolist(), survey.question.tolist(), strict=True))
     wanted = {(i, j) for i, j in given if i in task.held_out and j in task.usable}
-    assert len(wanted) > 5
+    assert len(wanted) > 3
     assert seen == wanted
     assert found["nll"] == pytest.approx(np.log(2))
 
