@@ -39,7 +39,7 @@ _TITLES = {"seen": "held-out answers of seen people", "new": "questions never tr
 def run(
     source: str = "sample",
     out: Path | None = None,
-    steps: int = 100,
+    steps: int = 200,
     new_questions: float = 0.0,
     rows: int = 2000,
     seed: int = 0,

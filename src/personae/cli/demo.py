@@ -13,7 +13,7 @@ from personae.cli.common import BundlePath, command, print_json
 @click.argument("survey", default="sample")
 @click.option("--out", metavar="BUNDLE", type=BundlePath, help="Where to write the bundle; demo-bundle by default.")
 @click.option(
-    "--steps", metavar="N", type=click.IntRange(1), default=100, show_default=True, help="Training steps at most."
+    "--steps", metavar="N", type=click.IntRange(1), default=200, show_default=True, help="Training steps at most."
 )
 @click.option(
     "--new-questions",

@@ -27,4 +27,4 @@ def test_demo(run, monkeypatch):
     assert run("demo", "--steps", 5).stdout == ""
     assert seen == {"source": "sample", "steps": 5, "quiet": False}
     assert json.loads(run("demo", "a.csv", "--json").stdout) == {"seconds": 1.0}
-    assert seen == {"source": "a.csv", "steps": 100, "quiet": True}
+    assert seen == {"source": "a.csv", "steps": 200, "quiet": True}
