@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import platform
 import re
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +15,6 @@ import numpy as np
 import pandas as pd
 import pyarrow.parquet as pq
 import torch
-import transformers
 
 import personae
 from personae.evaluation import analyses
@@ -29,6 +27,7 @@ from personae.evaluation.pool import combination_weights, combine
 from personae.evaluation.rows import ROWS, Row, rows_of
 from personae.evaluation.table import Run, Scored
 from personae.lm.frozen import FrozenLM
+from personae.people.bench import machine
 
 _PERSON = "steered LM, person"
 # Rows made of other rows: of known questions (False) with weights learned on the tuning answers, and of new ones (True)
@@ -204,6 +203,8 @@ def evaluate(
             slow_left -= 1
     scored = {name: _scored(plan, cell, kept, seeds) for name, cell in plan.cells.items()}
     shown = {n: (plan.cells[n], rows_of_cell) for n, (rows_of_cell, _) in scored.items() if n in ("seen", "new")}
+    taken_on = machine(torch.get_num_threads(), "torch", "transformers")
+    versions = taken_on.pop("versions")
     found: dict[str, Any] = {
         "identity": identity,
         "settings": {
@@ -220,7 +221,7 @@ def evaluate(
         "tables": {name: _table(rows_of_cell, ceiling) for name, (rows_of_cell, _) in scored.items()},
         "differences": {n: _differences(plan.cells[n], rows_of_cell) for n, (rows_of_cell, _) in scored.items()},
         "weights": {name: weights for name, (_, weights) in scored.items()},
-        "machine": {**machine(), "device": str(lm.device)},
+        "machine": {**taken_on, **versions, "device": str(lm.device)},
     }
     result = kept.folder / "result.json"
     result.write_text(json.dumps(found, indent=1, default=float))  # the tables are safe before more is computed
@@ -337,15 +338,3 @@ def _free_text(fitted: Fitted, folder: Path, n: int, say: Callable[[str], None])
 def _same_width(ps: Sequence[np.ndarray]) -> list[np.ndarray]:
     k = max(p.shape[1] for p in ps)
     return [np.pad(p, ((0, 0), (0, k - p.shape[1]))) for p in ps]
-
-
-def machine() -> dict[str, Any]:
-    """What the figures were taken on."""
-    return {
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "device": "cuda" if torch.cuda.is_available() else "cpu",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
-    }
