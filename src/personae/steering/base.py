@@ -5,15 +5,18 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator
+from torch import Tensor
 
 from personae.data.survey import Question
 from personae.lm.frozen import FrozenLM
-from personae.lm.prompts import Message
+from personae.lm.generation import stream
+from personae.lm.prompts import Message, Prompt
+from personae.lm.reading import KeyValues
 from personae.people.persona import Persona
 
 REGISTRY: dict[str, type[Steerer]] = {}
@@ -24,6 +27,19 @@ def check_read(read: str) -> None:
     """Raise ``ValueError`` if there is no such way to read an answer."""
     if read not in READS:
         raise ValueError(f'answers are read by "letters" or by "text", not by "{read}"')
+
+
+class ChatRows(NamedTuple):
+    """Rows that `personae.lm.generation.stream` continues.
+
+    Attributes
+    ----------
+    prompts : list of R Prompt
+    virtual : Tensor (R, T, H), keys and values (R, Hkv, T, D) a layer for placement ``prefix``, or None
+    """
+
+    prompts: list[Prompt]
+    virtual: Tensor | KeyValues | None
 
 
 class Steerer(BaseEstimator, ABC):
@@ -50,6 +66,14 @@ class Steerer(BaseEstimator, ABC):
         """Option probabilities (P, Q, K), K the most options of these questions, zero beyond a question's own."""
 
     @abstractmethod
+    def chat_rows(self, messages: Sequence[Message], personas: Sequence[Persona]) -> ChatRows:
+        """One chat as each persona hears it: what the LM is to continue, and the virtual tokens in it."""
+
+    @abstractmethod
+    def save(self, folder: Path | str) -> None:
+        """Write tensors as safetensors and the rest as JSON into an existing or new folder."""
+
+    # what follows from it --------------------------------------------------------------------------------------
     def stream(
         self,
         messages: Sequence[Message],
@@ -60,12 +84,9 @@ class Steerer(BaseEstimator, ABC):
         seeds: Sequence[int] | None = None,
     ) -> Iterator[list[str]]:
         """The personas' replies to one chat, decoded together; each step yields the new text of everyone."""
+        rows = self.chat_rows(messages, personas)
+        return stream(self.lm_, rows.prompts, rows.virtual, max_new_tokens, temperature, top_p, seeds)
 
-    @abstractmethod
-    def save(self, folder: Path | str) -> None:
-        """Write tensors as safetensors and the rest as JSON into an existing or new folder."""
-
-    # what follows from it --------------------------------------------------------------------------------------
     def answer(
         self, text: str, options: Sequence[str], personas: Persona | Sequence[Persona], read: str = "letters"
     ) -> pd.DataFrame:

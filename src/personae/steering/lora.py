@@ -20,7 +20,7 @@ from personae.data.survey import Question, Survey
 from personae.lm.frozen import FrozenLM
 from personae.lm.prompts import Message, letter_ids, letters_prompt
 from personae.people.persona import Persona
-from personae.steering.base import Steerer
+from personae.steering.base import ChatRows, Steerer
 from personae.steering.persona_prompt import check_lm
 from personae.steering.text import Describe, TextPrompt, describe_by_traits
 from personae.training.loop import Schedule, train
@@ -165,17 +165,9 @@ class LoRA(Steerer):
         """
         return self.prompt_.predict_proba(personas, questions, read)
 
-    def stream(
-        self,
-        messages: Sequence[Message],
-        personas: Sequence[Persona],
-        max_new_tokens: int = 80,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seeds: Sequence[int] | None = None,
-    ) -> Iterator[list[str]]:
+    def chat_rows(self, messages: Sequence[Message], personas: Sequence[Persona]) -> ChatRows:
         """See `Steerer`; the description is the chat's system message."""
-        return self.prompt_.stream(messages, personas, max_new_tokens, temperature, top_p, seeds)
+        return self.prompt_.chat_rows(messages, personas)
 
     # files -----------------------------------------------------------------------------------------------------
     def save(self, folder: Path | str) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,12 +15,11 @@ from safetensors.torch import load_file, save_file
 
 from personae.data.survey import Question, Survey
 from personae.lm.frozen import FrozenLM
-from personae.lm.generation import stream
-from personae.lm.prompts import Message, Placement, Prompt, chat_prompt, letters_prompt, text_prompt
+from personae.lm.prompts import Message, Placement, chat_prompt, letters_prompt, text_prompt
 from personae.lm.reading import KeyValues, Prepared, option_logits, prepare
 from personae.people.persona import Persona
 from personae.people.text_opinion_model import PersonContext, TextOpinionModel
-from personae.steering.base import Steerer, check_read
+from personae.steering.base import ChatRows, Steerer, check_read
 from personae.steering.examples import AnswersAndTalk
 from personae.steering.networks import ConstantNetwork, ContextualNetwork, PaperNetwork
 from personae.training.loop import Schedule, train
@@ -222,21 +221,13 @@ class PersonaPrompt(Steerer):
 
     # talking ---------------------------------------------------------------------------------------------------
     @torch.no_grad()
-    def stream(
-        self,
-        messages: Sequence[Message],
-        personas: Sequence[Persona],
-        max_new_tokens: int = 80,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seeds: Sequence[int] | None = None,
-    ) -> Iterator[list[str]]:
-        """See `Steerer.stream`."""
-        prompt: Prompt = chat_prompt(self.lm_, messages, self.placement_)
-        prepared = prepare(self.lm_, [prompt])
-        virtual = self.virtual_tokens(prepared, self._vectors(personas), "talk")
+    @torch.no_grad()
+    def chat_rows(self, messages: Sequence[Message], personas: Sequence[Persona]) -> ChatRows:
+        """See `Steerer`; the chat is read once for everybody."""
+        prompt = chat_prompt(self.lm_, messages, self.placement_)
+        virtual = self.virtual_tokens(prepare(self.lm_, [prompt]), self._vectors(personas), "talk")
         rows = virtual[0] if isinstance(virtual, torch.Tensor) else virtual
-        return stream(self.lm_, [prompt] * len(personas), rows, max_new_tokens, temperature, top_p, seeds)
+        return ChatRows([prompt] * len(personas), rows)
 
     def _vectors(self, personas: Sequence[Persona]) -> torch.Tensor:
         """Person vectors (P, D) on the LM's device."""

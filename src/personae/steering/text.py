@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -13,11 +13,10 @@ import torch
 from personae.data.survey import Question, Survey
 from personae.lm.encoder import SentenceEncoder
 from personae.lm.frozen import FrozenLM
-from personae.lm.generation import stream
 from personae.lm.prompts import Message, chat_prompt, letter_ids, letters_prompt, text_prompt
 from personae.lm.reading import option_logits, prepare
 from personae.people.persona import Persona
-from personae.steering.base import Steerer, check_read
+from personae.steering.base import ChatRows, Steerer, check_read
 
 if TYPE_CHECKING:
     from personae.people.opinion_model import OpinionModel
@@ -97,22 +96,16 @@ class TextPrompt(Steerer):
             out.append(torch.softmax(logits, -1)[0, 0].cpu().numpy())
         return out
 
-    def stream(
-        self,
-        messages: Sequence[Message],
-        personas: Sequence[Persona],
-        max_new_tokens: int = 80,
-        temperature: float = 0.0,
-        top_p: float = 1.0,
-        seeds: Sequence[int] | None = None,
-    ) -> Iterator[list[str]]:
-        """See `Steerer`."""
+    def chat_rows(self, messages: Sequence[Message], personas: Sequence[Persona]) -> ChatRows:
+        """See `Steerer`; the description is the chat's system message."""
+        if not personas:
+            raise ValueError("nobody is asked; give at least one persona")
         prompts = []
         for persona in personas:
             about = self.describe(persona, None)
             system: list[Message] = [{"role": "system", "content": about}] if about else []
             prompts.append(chat_prompt(self.lm_, [*system, *messages], "before"))
-        return stream(self.lm_, prompts, None, max_new_tokens, temperature, top_p, seeds)
+        return ChatRows(prompts, None)
 
     def save(self, folder: Path | str) -> None:
         """Nothing was learned, so nothing is saved."""
