@@ -219,8 +219,15 @@ class PersonaPrompt(Steerer):
         """Virtual tokens (C, N, T, H) of people (N, D) in C contexts; key/values a layer for ``prefix``."""
         return self.network_(vectors, prepared.representation, format, n_options)
 
-    # talking ---------------------------------------------------------------------------------------------------
     @torch.no_grad()
+    def question_rows(self, question: Question, personas: Sequence[Persona]) -> ChatRows:
+        """One question with lettered options as each persona is asked it, as `chat_rows` gives a chat."""
+        prompt = letters_prompt(self.lm_, question.text, question.options, self.placement_)
+        prepared = prepare(self.lm_, [prompt])
+        virtual = self.virtual_tokens(prepared, self._vectors(personas), "letters", [len(question.options)])
+        return ChatRows([prompt] * len(personas), virtual[0] if isinstance(virtual, torch.Tensor) else virtual)
+
+    # talking ---------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def chat_rows(self, messages: Sequence[Message], personas: Sequence[Persona]) -> ChatRows:
         """See `Steerer`; the chat is read once for everybody."""
