@@ -30,14 +30,14 @@ class Prepared:
     Attributes
     ----------
     prompts : list of Prompt
-    parts : list of (Context, row), or None
-        Where each prompt's text before the virtual tokens is encoded; None where a prompt starts with them.
+    parts : list of Context of one row, or None
+        Each prompt's text before the virtual tokens; None where a prompt starts with them.
     representation : Tensor (C, 2H)
         The LM's own representation of each prompt without virtual tokens: last and mean hidden state.
     """
 
     prompts: list[Prompt]
-    parts: list[tuple[Context, int]] | None
+    parts: list[Context] | None
     representation: Tensor
 
     def __len__(self) -> int:
@@ -63,50 +63,60 @@ def represent(lm: FrozenLM, prompts: Sequence[Prompt]) -> Tensor:
 
 
 def prepare(lm: FrozenLM, prompts: Sequence[Prompt], batch: int = 16) -> Prepared:
-    """Encode prompts, in batches of similar length; what is before the slot stays, for everybody who is to come."""
+    """Encode prompts, in batches of similar length; what is before the slot stays, for everybody who is to come.
+
+    A text that begins another one is not computed again: the turns of a dialogue cost as much as its last one.
+    """
     shared = [bool(p.before) for p in prompts]
     if any(shared) != all(shared):
         raise ValueError("prompts of different placements cannot be prepared together")
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i].text_ids))
-    representation = torch.empty(len(prompts), 2 * lm.hidden_size, device=lm.device)
-    parts: list[tuple[int, Context, int]] = []
-    for start in range(0, len(order), batch):
-        rows = order[start : start + batch]
-        full = lm.encode([prompts[i].text_ids for i in rows])
-        representation[rows] = torch.cat([full.last, full.mean], -1).float()
-        if shared[0]:
-            whole = all(not prompts[i].after for i in rows)
-            part = full if whole else lm.encode([prompts[i].before for i in rows])
-            parts += [(i, part, r) for r, i in enumerate(rows)]
-    parts.sort(key=lambda part: part[0])
-    return Prepared(list(prompts), [(part, r) for _, part, r in parts] if shared[0] else None, representation)
+    full = _encode_once(lm, [p.text_ids for p in prompts], batch)
+    representation = torch.cat([torch.cat([text.last, text.mean], -1) for text in full]).float()
+    if not shared[0]:
+        return Prepared(list(prompts), None, representation)
+    whole = all(not p.after for p in prompts)
+    parts = full if whole else _encode_once(lm, [list(p.before) for p in prompts], batch)
+    return Prepared(list(prompts), parts, representation)
 
 
-def _gather(rows: list[tuple[Context, int]]) -> Context:
-    """One right-padded `Context` from rows of several."""
-    if len(rows) == len(rows[0][0]) and all(c is rows[0][0] and r == i for i, (c, r) in enumerate(rows)):
-        return rows[0][0]
-    longest = max(int(c.lengths[r]) for c, r in rows)
-    layers = range(len(rows[0][0].keys))
+def _encode_once(lm: FrozenLM, texts: Sequence[list[int]], batch: int) -> list[Context]:
+    """Each text's context, as the start of the longest text that it begins."""
+    # In lexicographic order whatever begins a text stands before it, so from the end only the last one kept can match.
+    order = sorted(range(len(texts)), key=lambda i: texts[i], reverse=True)
+    kept = order[:1]
+    inside = {}
+    for i in order:
+        if texts[kept[-1]][: len(texts[i])] != texts[i]:
+            kept.append(i)
+        inside[i] = kept[-1]
+    kept.sort(key=lambda i: len(texts[i]))
+    place: dict[int, tuple[Context, int]] = {}
+    for start in range(0, len(kept), batch):
+        some = kept[start : start + batch]
+        context = lm.encode([texts[i] for i in some])
+        place |= {i: (context, row) for row, i in enumerate(some)}
+    return [place[inside[i]][0].start(place[inside[i]][1], len(text)) for i, text in enumerate(texts)]
 
-    def padded(of: str) -> list[Tensor]:
-        out = []
-        for layer in layers:
-            first = getattr(rows[0][0], of)[layer]
-            new = first.new_zeros(len(rows), first.shape[1], longest, first.shape[3])
-            for i, (c, r) in enumerate(rows):
-                t = int(c.lengths[r])
-                new[i, :, :t] = getattr(c, of)[layer][r, :, :t]
-            out.append(new)
-        return out
 
+def _gather(rows: Sequence[Context]) -> Context:
+    """One right-padded `Context` of several of one row each."""
+    if len(rows) == 1:
+        return rows[0]
+    longest = max(c.hidden.shape[1] for c in rows)
+
+    def padded(tensors: Sequence[Tensor]) -> Tensor:  # (1, ..., t, D) each
+        new = tensors[0].new_zeros(len(tensors), *tensors[0].shape[1:-2], longest, tensors[0].shape[-1])
+        for row, tensor in zip(new, tensors, strict=True):
+            row[..., : tensor.shape[-2], :] = tensor[0]
+        return new
+
+    layers = range(len(rows[0].keys))
     return Context(
-        [c.ids[r] for c, r in rows],
-        padded("keys"),
-        padded("values"),
-        torch.stack([c.lengths[r] for c, r in rows]),
-        torch.stack([c.last[r] for c, r in rows]),
-        torch.stack([c.mean[r] for c, r in rows]),
+        [c.ids[0] for c in rows],
+        [padded([c.keys[layer] for c in rows]) for layer in layers],
+        [padded([c.values[layer] for c in rows]) for layer in layers],
+        torch.cat([c.lengths for c in rows]),
+        padded([c.hidden for c in rows]),
     )
 
 
@@ -188,9 +198,9 @@ def _extend(
     if prefix is None:
         prefix = [(x.new_zeros(c * n, heads, 0, size),) * 2 for heads, size in lm.key_shapes]
     length = torch.full((c * n,), prefix[0][0].shape[2], device=x.device)
-    unused = x.new_zeros(c * n, 0)
+    unused = x.new_zeros(c * n, 0, h)
     keys, values = [k.to(x.dtype) for k, _ in prefix], [v.to(x.dtype) for _, v in prefix]
-    alone = Context([[]] * (c * n), keys, values, length, unused, unused)
+    alone = Context([[]] * (c * n), keys, values, length, unused)
 
     def per_row(t: Tensor | None) -> Tensor | None:
         return None if t is None else t.repeat_interleave(n, 0)

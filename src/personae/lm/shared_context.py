@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -41,19 +42,36 @@ class Context:
         Post-rotary, as the LM caches them.
     lengths : Tensor (C,)
         True lengths; positions from there on are padding.
-    last, mean : Tensor (C, H)
-        The final hidden state of the last token, and its mean over the tokens: the LM's own representation.
+    hidden : Tensor (C, T, H)
+        The final hidden states.
     """
 
     ids: list[list[int]]
     keys: list[Tensor]
     values: list[Tensor]
     lengths: Tensor
-    last: Tensor
-    mean: Tensor
+    hidden: Tensor
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @cached_property
+    def last(self) -> Tensor:
+        """Hidden state (C, H) of the last token."""
+        return self.hidden[torch.arange(len(self), device=self.hidden.device), self.lengths - 1]
+
+    @cached_property
+    def mean(self) -> Tensor:
+        """Mean hidden state (C, H) of the tokens; with `last` the LM's own representation of a text."""
+        place = torch.arange(self.hidden.shape[1], device=self.hidden.device)
+        real = (place < self.lengths[:, None]).to(self.hidden.dtype)  # (C, T)
+        return (self.hidden * real[..., None]).sum(1) / self.lengths[:, None].to(self.hidden.dtype)
+
+    def start(self, row: int, length: int) -> Context:
+        """The first tokens of one context as a context, without a copy: a causal LM computed them for themselves."""
+        keys, values = ([t[row : row + 1, :, :length] for t in layers] for layers in (self.keys, self.values))
+        lengths = self.lengths.new_tensor([length])
+        return Context([self.ids[row][:length]], keys, values, lengths, self.hidden[row : row + 1, :length])
 
 
 def encode(model: PreTrainedModel, ids: Sequence[Sequence[int]], pad: int = 0) -> Context:
@@ -72,11 +90,8 @@ def encode(model: PreTrainedModel, ids: Sequence[Sequence[int]], pad: int = 0) -
         hidden = model.base_model(
             input_ids=padded, attention_mask=torch.ones_like(padded), past_key_values=cache, use_cache=True
         ).last_hidden_state
-    real = (torch.arange(longest, device=device) < lengths[:, None]).to(hidden.dtype)  # (C, T)
-    last = hidden[torch.arange(len(ids), device=device), lengths - 1]
-    mean = (hidden * real[..., None]).sum(1) / lengths[:, None].to(hidden.dtype)
-    kept = in_one_block([t for layer in cache.layers for t in (layer.keys, layer.values)])
-    return Context([list(i) for i in ids], kept[::2], kept[1::2], lengths, last, mean)
+    *kept, hidden = in_one_block([*(t for layer in cache.layers for t in (layer.keys, layer.values)), hidden])
+    return Context([list(i) for i in ids], kept[::2], kept[1::2], lengths, hidden)
 
 
 def in_one_block(tensors: Sequence[Tensor]) -> list[Tensor]:

@@ -205,6 +205,22 @@ def test_prepare_keeps_order_over_batches_and_selects(tiny):
     )
 
 
+def test_the_turns_of_a_dialogue_cost_as_much_as_its_last_one(tiny, monkeypatch):
+    lm = tiny("qwen2")
+    texts = ["A walk?", "A walk? With the dog.", "A tree?", "A walk? With the cat.", "A walk? With the dog.", "A"]
+    prompts = [Prompt(tuple(lm.tokens(text)), ()) for text in texts]
+    encode, computed = lm.encode, []
+    monkeypatch.setattr(lm, "encode", lambda ids: computed.extend(map(tuple, ids)) or encode(ids))
+    prepared = prepare(lm, prompts, batch=2)
+    assert sorted(computed) == sorted(prompts[i].before for i in (1, 2, 3))
+    virtual = virtual_tokens(lm, "late", len(texts))
+    found = read(lm, prepared, virtual).trunk
+    for c, prompt in enumerate(prompts):
+        alone = prepare(lm, [prompt])
+        torch.testing.assert_close(prepared.representation[c], alone.representation[0], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(found[c], read(lm, alone, virtual[c : c + 1]).trunk[0], atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_the_representation_knows_no_virtual_tokens(tiny, placement):
     lm = tiny("llama")

@@ -114,7 +114,7 @@ def test_no_gradient_reaches_the_cache(architecture):
     context = lm.encode(CONTEXTS)
     x = virtual(lm, n=2, m=2).requires_grad_()
     lm.extend(context, x).sum().backward()
-    for t in [*context.keys, *context.values, context.last, context.mean]:
+    for t in [*context.keys, *context.values, context.hidden]:
         assert not t.requires_grad
         assert t.grad is None
 
@@ -175,7 +175,7 @@ def test_encode_gives_last_and_mean_hidden_state(tiny):
 def test_learned_keys_and_values_without_text(tiny):
     lm = tiny("llama")
     prefix = lm.encode(CONTEXTS)
-    learned = Context([[]] * 3, prefix.keys, prefix.values, prefix.lengths, prefix.last, prefix.mean)
+    learned = Context([[]] * 3, prefix.keys, prefix.values, prefix.lengths, prefix.hidden)
     x = virtual(lm, n=2, m=7)
     visible, offset = TREE.expand(3, 7, 7), OFFSET.expand(3, 7)
     expected = continue_shared(lm.model, prefix, x, offset, visible)
