@@ -66,7 +66,7 @@ def _decode(
         ahead = virtual[0][0].shape[2]
         positions = positions + ahead
         mask = torch.cat([mask.new_ones(len(rows), ahead), mask], 1)
-    texts = [_Text(lm) for _ in rows]
+    texts = [Text(lm, one_line=not lm.template.is_chat) for _ in rows]
     alive = torch.ones(len(rows), dtype=torch.bool)
     inputs: dict[str, Tensor] = {"inputs_embeds": x}
     for _ in range(max_new_tokens):
@@ -75,7 +75,7 @@ def _decode(
         )
         cache = out.past_key_values
         logits = lm.logits(out.last_hidden_state[:, -1]).cpu()  # (R, V)
-        chosen = [_choose(row, temperature, top_p, g) for row, g in zip(logits, generators, strict=True)]
+        chosen = [choose(row, temperature, top_p, g) for row, g in zip(logits, generators, strict=True)]
         news = []
         for r, token in enumerate(chosen):
             if alive[r] and token in lm.stop_ids:
@@ -105,27 +105,75 @@ def _row(lm: FrozenLM, prompt: Prompt, virtual: Tensor | None) -> Tensor:
     return torch.cat([lm.embed(prompt.before), *own, lm.embed(prompt.after)])
 
 
-def _choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
+def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
+    """The next token, from one row's logits (V,); one random number is drawn, none where ``temperature`` is 0.
+
+    Examples
+    --------
+    >>> choose(torch.tensor([1.0, 3.0, 2.0]), 0.0, 1.0, torch.Generator())
+    1
+    >>> choose(torch.tensor([1.0, 3.0, 2.0]), 1.0, 0.5, torch.Generator())  # 1 alone has a probability of 0.67
+    1
+    """
     if temperature == 0:
         return int(logits.argmax())
-    p, index = torch.softmax(logits / temperature, -1).sort(descending=True)
-    p = torch.where(p.cumsum(0) - p < top_p, p, 0.0)  # the first token is always kept
-    return int(index[torch.multinomial(p, 1, generator=generator)])
+    p = torch.softmax(logits / temperature, -1)
+    index = None
+    if top_p < 1:
+        p, index = _likeliest(p, top_p)
+    cdf = p.double().cumsum(0)
+    u = torch.rand(1, dtype=torch.float64, generator=generator) * cdf[-1]
+    place = torch.searchsorted(cdf, u, right=True).clamp(max=len(cdf) - 1)  # the first place with cdf > u
+    return int(place if index is None else index[place])
 
 
-class _Text:
-    """Tokens to text, holding back what may still change: an unfinished character."""
+def _likeliest(p: Tensor, top_p: float) -> tuple[Tensor, Tensor]:
+    """The smallest set of tokens that has at least this probability: theirs, and which they are."""
+    for n in (256, 4096, len(p)):  # few tokens are enough as a rule, and to sort them all takes longer than the LM
+        kept, index = p.topk(min(n, len(p)))
+        before = kept.cumsum(0) - kept
+        if before[-1] >= top_p:
+            break
+    few = before < top_p  # the first token is always kept
+    return kept[few], index[few]
 
-    def __init__(self, lm: FrozenLM) -> None:
-        self._lm = lm
+
+class Text:
+    """Tokens to text, holding back what may still change: an unfinished character.
+
+    Parameters
+    ----------
+    one_line : bool
+        Whether the text ends with its line, as a base model's turn in a transcript does.
+
+    Attributes
+    ----------
+    ended : bool
+        Whether that line is complete.
+
+    Examples
+    --------
+    >>> from personae.lm.tiny import tiny_lm
+    >>> lm = tiny_lm(chat=False)
+    >>> text = Text(lm, one_line=True)
+    >>> [text.add(token) for token in lm.tokens("yes\\nno")], text.ended
+    (['yes', '', ''], True)
+    """
+
+    def __init__(self, lm: FrozenLM, one_line: bool) -> None:
+        self._tokenizer = lm.tokenizer
+        self._one_line = one_line
         self._ids: list[int] = []
         self._said = 0
         self.ended = False
 
     def add(self, token: int) -> str:
+        """The new text after one more token; "" while it may still change, or once the text has ended."""
+        if self.ended:
+            return ""
         self._ids.append(token)
         text = self._decoded()
-        if not self._lm.template.is_chat and "\n" in text.lstrip():  # a base model's turn ends with its line
+        if self._one_line and "\n" in text.lstrip():
             text = text[: text.index("\n", len(text) - len(text.lstrip()))]
             self.ended = True
         elif text.endswith("\ufffd"):
@@ -133,11 +181,12 @@ class _Text:
         return self._new(text)
 
     def rest(self) -> str:
+        """What was held back, when no token follows."""
         return "" if self.ended else self._new(self._decoded())
 
     def _decoded(self) -> str:
         # The tidying of some tokenizers takes back spaces that were said already.
-        return self._lm.tokenizer.decode(self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+        return self._tokenizer.decode(self._ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
     def _new(self, text: str) -> str:
         new, self._said = text[self._said :], len(text)

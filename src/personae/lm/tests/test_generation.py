@@ -46,7 +46,7 @@ def play(monkeypatch: pytest.MonkeyPatch, script: Sequence[Sequence[int]]) -> No
         turn["calls"] += 1
         return script[row][step] if step < len(script[row]) else 100
 
-    monkeypatch.setattr("personae.lm.generation._choose", choose)
+    monkeypatch.setattr("personae.lm.generation.choose", choose)
 
 
 @pytest.mark.parametrize("architecture", ["llama", "gpt2", "opt", "gpt_neox", "qwen3", "gemma3_text", "bloom"])
