@@ -28,12 +28,20 @@ class Map(NamedTuple):
         Of the differences between people's predicted answers that each axis shows.
     strongest : int array, shape (2,)
         The question that each axis follows most; its predicted answer grows to the right, or upwards.
+    axes : array, shape (D, 2)
+    origin : array, shape (2,)
     """
 
     points: np.ndarray
     centres: np.ndarray
     share: np.ndarray
     strongest: np.ndarray
+    axes: np.ndarray
+    origin: np.ndarray
+
+    def place(self, vectors: np.ndarray) -> np.ndarray:
+        """Where anybody's vectors (..., D) lie, (..., 2); a covariance C (D, D) becomes axes' C axes."""
+        return vectors @ self.axes - self.origin
 
 
 def coordinates(people: OpinionModel, cohorts: Cohorts | None = None) -> Map:
@@ -57,7 +65,8 @@ def coordinates(people: OpinionModel, cohorts: Cohorts | None = None) -> Map:
     strongest = np.abs(slope).argmax(1)
     sign = np.where(slope[[0, 1], strongest] < 0, -1.0, 1.0)
     centres = np.empty((0, 2)) if cohorts is None else (cohorts._centres - centre) @ axes * sign
-    return Map(points * sign, centres, spread[:2] / max(spread.sum(), 1e-12), strongest)
+    seen = spread[:2] / max(spread.sum(), 1e-12)
+    return Map(points * sign, centres, seen, strongest, A @ axes * sign, centre @ axes * sign)
 
 
 def plot_map(

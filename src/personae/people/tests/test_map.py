@@ -28,6 +28,14 @@ def test_axes_are_the_principal_directions_of_predicted_answers(people):
         assert along[question] > 0
 
 
+def test_anybody_has_a_place(people, cohorts):
+    for mine in (None, cohorts):
+        place = coordinates(people, mine)
+        np.testing.assert_allclose(place.place(people.vectors_), place.points, atol=1e-4)
+    centroids = place.place(np.stack([p.vector for p in cohorts]))
+    np.testing.assert_allclose(centroids, place.centres, atol=1e-3)
+
+
 def test_the_map_is_the_same_after_loading(people, cohorts, tmp_path):
     people.save(tmp_path / "p")
     cohorts.save(tmp_path / "c")
