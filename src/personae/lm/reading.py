@@ -165,7 +165,7 @@ def read(
         x = torch.cat([virtual.to(lm.dtype), x], 2)
 
     # One path per row is plain causal order, which the LM's own fused attention does best.
-    branching = any(t.branches for t in trees)
+    branching = any(len(t.branches) > 1 for t in trees)
     if prepared.context is not None or branching:
         visible = torch.stack([t.visible(m) for t in trees]).to(lm.device) if branching else None
         offset = torch.stack([t.offset(m) for t in trees]).to(lm.device) if branching else None

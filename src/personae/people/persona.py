@@ -145,5 +145,8 @@ class Persona:
         return f"Persona({self.name!r}{label}, {len(self.vector)} numbers, uncertainty {self.uncertainty:.2f})"
 
 
+ANYONE = Persona("anyone", np.zeros(0), np.zeros((0, 0)), 0.0, {"kind": "anyone"})
+"""Nobody in particular, for steerers that learned nothing of people."""
+
 Personas = Persona | Sequence[Persona] | np.ndarray
 """One, several, or their vectors (D,) or (P, D)."""

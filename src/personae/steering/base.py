@@ -17,7 +17,7 @@ from personae.lm.frozen import FrozenLM
 from personae.lm.generation import stream
 from personae.lm.prompts import Message, Prompt
 from personae.lm.reading import KeyValues
-from personae.people.persona import Persona
+from personae.people.persona import ANYONE, Persona
 
 REGISTRY: dict[str, type[Steerer]] = {}
 READS = ("letters", "text")  # how an answer is read: by option letter, or by the options' full text
@@ -113,12 +113,14 @@ class Steerer(BaseEstimator, ABC):
         p = self.predict_proba(people, [Question("asked", text, tuple(options))], read)
         return pd.DataFrame(p[:, 0], index=[q.name for q in people], columns=list(options))
 
-    def chat(self, messages: str | Sequence[Message], persona: Persona, seed: int = 0, **how: Any) -> str:
+    def chat(self, messages: str | Sequence[Message], persona: Persona = ANYONE, seed: int = 0, **how: Any) -> str:
         """A persona's reply to a message or to a whole chat.
 
         Parameters
         ----------
         messages : str or list of {"role", "content"}
+        persona : Persona
+            May be left out where the steerer learned nothing of people.
         **how
             ``max_new_tokens``, ``temperature`` and ``top_p`` of `stream`; greedy by default.
         """

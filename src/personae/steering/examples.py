@@ -35,6 +35,7 @@ class AnswersAndTalk:
     """
 
     network: nn.Module
+    counts = "answers"
 
     def __init__(
         self, lm: FrozenLM, survey: Survey, people: OpinionModel, placement: Placement, recipe: str, seed: int

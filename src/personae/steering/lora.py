@@ -235,6 +235,7 @@ class DescribedAnswers:
     """
 
     network: nn.Module
+    counts = "answers"
 
     def __init__(
         self,

@@ -26,13 +26,19 @@ from torch import Tensor, nn
 class Task(Protocol):
     """What is trained."""
 
-    network: nn.Module
+    @property
+    def network(self) -> nn.Module:
+        """Whose parameters learn."""
+
+    @property
+    def counts(self) -> str:
+        """What is learned from, for the progress bar: answers, replies."""
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups with their peak learning rate ``lr``."""
 
     def losses(self, step: int) -> Iterator[tuple[Tensor, int]]:
-        """Parts of the step's loss, each with the number of answers in it; their gradients are summed.
+        """Parts of the step's loss, each with the number of answers or replies in it; their gradients are summed.
 
         The backward pass of a part runs before the next part is drawn, so that one graph is alive at a time.
         """
@@ -144,8 +150,8 @@ def train(
             if checkpoint is not None and (state.step % schedule.checkpoint_every == 0 or state.step == schedule.steps):
                 _save(checkpoint, task.network, optimiser, best_weights, state, identity)
             speed = answers / (time.monotonic() - started)
-            held_out = f"held-out {state.history[-1]['accuracy']:.1%}  " if state.history else ""
-            bar.update(line, completed=state.step, note=f"loss {state.smooth:.3f}  {held_out}{speed:,.0f} answers/s")
+            note = f"loss {state.smooth:.3f}{_held_out(state.history)}  {speed:,.1f} {task.counts}/s"
+            bar.update(line, completed=state.step, note=note)
     task.network.load_state_dict(best_weights)
     task.network.eval()
     return state.history
@@ -154,6 +160,15 @@ def train(
 def _bar(progress: bool) -> Progress:
     columns = [TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[note]}")]
     return Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True), disable=not progress)
+
+
+def _held_out(history: Sequence[dict[str, float]]) -> str:
+    """The last validation, for the progress bar."""
+    if not history:
+        return ""
+    shown = {name: value for name, value in history[-1].items() if name not in ("step", "loss")}
+    figures = (f"{name} {value:.1%}" if name == "accuracy" else f"{name} {value:.3f}" for name, value in shown.items())
+    return f"  held-out {', '.join(figures)}"
 
 
 def _copy(network: nn.Module) -> dict[str, Tensor]:

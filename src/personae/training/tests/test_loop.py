@@ -28,6 +28,8 @@ SCHEDULE = Schedule(steps=60, validate_every=7, checkpoint_every=5, patience=100
 class Toy:
     """Regression of a fixed linear map; ``pause`` makes a step slow enough to be killed in."""
 
+    counts = "answers"
+
     def __init__(self, pause: float = 0.0, data: str = "a") -> None:
         torch.manual_seed(1)
         self.network = nn.Sequential(nn.Linear(5, 16), nn.Dropout(0.5), nn.Tanh(), nn.Linear(16, 1))
@@ -326,7 +328,7 @@ def test_quiet_without_progress_and_stderr_with_it(capfd):
     out, err = capfd.readouterr()
     assert out == ""
     assert "60/60" in err
-    assert "held-out 50.0%" in err
+    assert "accuracy 50.0%" in err
 
 
 def test_random_numbers_of_the_caller_are_left_alone():

@@ -1,0 +1,320 @@
+"""What a bank of prompts is trained on: the replies of dialogues, each with all that was said before it."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from personae.data.dialogues import Dialogues, Example, truncate
+from personae.lm.frozen import FrozenLM
+from personae.lm.prompts import Message, Placement, Prompt, chat_prompt, reply_ids
+from personae.lm.reading import KeyValues, Prepared, prepare, read, text_log_probs
+from personae.steering import selection as losses
+
+if TYPE_CHECKING:
+    from personae.people.persona import Persona
+    from personae.steering.bank import SelectiveNetwork
+
+_PEOPLE, _TURNS = 4, 2  # of a step: people, and turns of each
+_VALIDATION, _VALIDATED = 0.05, 128  # share of the dialogues held out to stop early, and replies of them that are read
+_STATISTICS = 256  # contexts from which means, scales and the retriever's start are taken
+_CONTEXT_TOKENS = 512
+_START, _END = 0.5, 0.1  # temperature of the choice, from the first step to the middle of training
+
+
+def as_messages(example: Example) -> list[Message]:
+    """A dialogue as the one who replies sees it: persona sentences as system message, the own turns as the assistant's.
+
+    Turns of one side that follow each other become one message, since chat templates alternate.
+
+    Examples
+    --------
+    >>> from personae.data.dialogues import Turn
+    >>> talk = (Turn("ann", "hi !"), Turn("ann", "tea ?"))
+    >>> as_messages(Example("1", "bob", ("i like tea .", "i am old ."), talk, "please ."))
+    [{'role': 'system', 'content': 'i like tea . i am old .'}, {'role': 'user', 'content': 'hi !\\ntea ?'}]
+    """
+    messages: list[Message] = [{"role": "system", "content": " ".join(example.persona)}] if example.persona else []
+    for turn in example.history:
+        role = "assistant" if turn.speaker == example.speaker else "user"
+        if messages and messages[-1]["role"] == role:
+            messages[-1] = {"role": role, "content": f"{messages[-1]['content']}\n{turn.text}"}
+        else:
+            messages.append({"role": role, "content": turn.text})
+    return messages
+
+
+def within(lm: FrozenLM, example: Example, tokens: int = _CONTEXT_TOKENS) -> Example:
+    """The example with as many of its last turns as fit into a number of tokens."""
+    history = truncate(example.history, lambda turn: len(lm.tokens(turn.text)) + 5, tokens)
+    return Example(example.dialogue, example.speaker, example.persona, history, example.reply)
+
+
+class Batch(NamedTuple):
+    """B replies and their contexts.
+
+    Attributes
+    ----------
+    prepared : Prepared
+    h : Tensor (B, n_context), the contexts' standardised representation
+    z : Tensor (B, n_person), the standardised vectors of who replies, or None
+    replies : list of B token lists, the end of the turn included
+    """
+
+    prepared: Prepared
+    h: Tensor
+    z: Tensor | None
+    replies: list[list[int]]
+
+
+def represent(lm: FrozenLM, prepared: Prepared, encoder: str) -> Tensor:
+    """A context for the retriever: ``"lm"``, the LM's last and mean hidden state (C, 2H); ``"embeddings"``, the mean of
+    its word embeddings (C, H). Neither sees the reply or padding."""
+    if encoder == "lm":
+        return prepared.representation
+    return torch.stack([lm.embed(p.text_ids).float().mean(0) for p in prepared.prompts])
+
+
+def states(lm: FrozenLM, batch: Batch, virtual: Tensor | KeyValues) -> tuple[Tensor, Tensor, Tensor]:
+    """One pass over all contexts x N prompts.
+
+    Returns
+    -------
+    Tensor (R, N, H), int Tensor (R,), int Tensor (R,)
+        The hidden states that predict the R tokens of all replies, those tokens, and whose they are.
+    """
+    found = read(lm, batch.prepared, virtual, [[reply] for reply in batch.replies])
+    hidden = []
+    for c, reply in enumerate(batch.replies):
+        rest = () if found.branch is None else (found.branch[c][:, : len(reply) - 1],)
+        hidden.append(torch.cat([found.trunk[c][:, None], *rest], 1).transpose(0, 1))  # (T, N, H)
+    targets = torch.tensor([i for reply in batch.replies for i in reply], device=lm.device)
+    lengths = torch.tensor([len(reply) for reply in batch.replies], device=lm.device)
+    return torch.cat(hidden), targets, torch.arange(len(lengths), device=lm.device).repeat_interleave(lengths)
+
+
+class RepliesTask:
+    """The training task of `Selective` (a `personae.training.loop.Task`).
+
+    Every step draws a few people and some turns of each, encodes their contexts once, and reads all prompts with the
+    reply as continuations.
+
+    Parameters
+    ----------
+    people : mapping of speaker to Persona, optional
+        Whose vectors enter the choice and the prompts.
+    weights : mapping of str to float
+        Of the recipe's losses.
+    steps : int
+        Over the first half of them the choice becomes firm.
+    """
+
+    network: SelectiveNetwork
+    counts = "replies"
+
+    def __init__(
+        self,
+        lm: FrozenLM,
+        dialogues: Dialogues,
+        people: Mapping[str, Persona] | None,
+        placement: Placement,
+        encoder: str,
+        recipe: str,
+        choice: str,
+        mixture: bool,
+        weights: Mapping[str, float],
+        steps: int,
+        seed: int,
+    ) -> None:
+        self.lm, self.people, self.placement, self.encoder = lm, people, placement, encoder
+        self.recipe, self.choice, self.mixture, self.weights = recipe, choice, mixture, dict(weights)
+        self.steps, self.seed, self.fingerprint = steps, seed, dialogues.fingerprint
+        if len(dialogues) < 2:
+            raise ValueError("a prompt bank needs at least two dialogues: one is held out to stop early")
+        speaker = None if any(d.personas for d in dialogues) else "each"
+        trained, held_out = dialogues.split(_VALIDATION, seed)
+        self.examples = trained.examples(speaker)
+        rng = np.random.default_rng(seed)
+        later = held_out.examples(speaker)
+        if not self.examples or not later:
+            raise ValueError("too few replies to learn from; give more dialogues")
+        self.held_out = [later[i] for i in np.sort(rng.permutation(len(later))[:_VALIDATED])]
+        self.turns: list[list[int]] = list(_by_person(self.examples).values())  # examples of each person
+
+    # the Task interface ----------------------------------------------------------------------------------------
+    def groups(self) -> list[dict[str, Any]]:
+        """Prompts learn faster than what chooses among them."""
+        retriever = list(self.network.retriever.parameters())
+        known = {id(p) for p in retriever}
+        rest = [p for p in self.network.parameters() if id(p) not in known]
+        return [{"params": rest, "lr": 5e-3}, {"params": retriever, "lr": 1e-3}]
+
+    def identity(self) -> dict[str, Any]:
+        """What must be the same to resume."""
+        vectors = hashlib.sha256()
+        for example in self.examples[:1000] if self.people is not None else ():
+            vectors.update(self.people[example.speaker].vector.tobytes())  # type: ignore[index]
+        return {
+            "dialogues": self.fingerprint,
+            "people": vectors.hexdigest(),
+            "lm": self.lm.fingerprint,
+            "recipe": [self.recipe, self.choice, self.encoder, self.placement, self.weights],
+            "weights": {name: list(value.shape) for name, value in self.network.state_dict().items()},
+        }
+
+    def start(self) -> None:
+        """Take the network's statistics from some training contexts."""
+        rng = np.random.default_rng(self.seed)
+        some = [self.examples[i] for i in rng.permutation(len(self.examples))[:_STATISTICS]]
+        prepared = prepare(self.lm, [self._prompt(e) for e in some])
+        self.network.learn_statistics(represent(self.lm, prepared, self.encoder), self._vectors(some), self.seed)
+
+    def losses(self, step: int) -> Iterator[tuple[Tensor, int]]:
+        """The recipe's loss of one batch."""
+        rng = np.random.default_rng([self.seed, step])
+        people = rng.choice(len(self.turns), min(_PEOPLE, len(self.turns)), replace=False)
+        rows = [i for p in people for i in rng.permutation(self.turns[p])[:_TURNS]]
+        examples = [self.examples[i] for i in rows]
+        fall = min(1.0, 2 * step / self.steps)
+        self.network.temperature.fill_(_START * (_END / _START) ** fall)
+        batch = self.batch(examples)
+        loss = self._paper if self.recipe == "paper" else self._mixture
+        yield loss(batch, examples), len(examples)
+
+    @torch.no_grad()
+    def validate(self) -> dict[str, float]:
+        """NLL a token of held-out replies as the steerer would speak them, and how many prompts are in use."""
+        nll, tokens, chosen = 0.0, 0, []
+        for start in range(0, len(self.held_out), 16):
+            batch = self.batch(self.held_out[start : start + 16])
+            each, log_p = reply_nll(self.lm, self.network, batch, self.choice, self.mixture)
+            nll, tokens = nll + each.sum().item(), tokens + sum(map(len, batch.replies))
+            chosen.append(log_p)
+        return {"nll": nll / tokens, "prompts in use": losses.effective_prompts(torch.cat(chosen)).item()}
+
+    # pieces ----------------------------------------------------------------------------------------------------
+    def batch(self, examples: Sequence[Example]) -> Batch:
+        """Contexts, encoded once each, and replies as tokens."""
+        prepared = prepare(self.lm, [self._prompt(e) for e in examples])
+        h, z = self.network.standardise(represent(self.lm, prepared, self.encoder), self._vectors(examples))
+        return Batch(prepared, h, z, [reply_ids(self.lm, e.reply) for e in examples])
+
+    def _prompt(self, example: Example) -> Prompt:
+        return chat_prompt(self.lm, as_messages(within(self.lm, example)), self.placement)
+
+    def _vectors(self, examples: Sequence[Example]) -> Tensor | None:
+        if self.people is None:
+            return None
+        vectors = np.stack([self.people[e.speaker].vector for e in examples])
+        return torch.as_tensor(vectors, dtype=torch.float32, device=self.lm.device)
+
+    def _mixture(self, batch: Batch, examples: Sequence[Example]) -> Tensor:
+        """Ours: the likelihood of the mixture, prompts in balanced use, and turns of one person close together."""
+        network, k = self.network, len(self.network.bank)
+        n_tokens = torch.tensor([len(reply) for reply in batch.replies], device=self.lm.device)
+        if self.choice == "random":
+            chosen = random_choice(batch.prepared.prompts, k).to(self.lm.device)
+            return prompt_nlls(self.lm, batch, network.bank(batch.h, batch.z, chosen[:, None])).mean()
+        log_p = log_choice(network, batch, self.choice)
+        nll = prompt_nlls(self.lm, batch, network.bank(batch.h, batch.z))
+        loss = losses.mixture_loss(log_p, nll, n_tokens)
+        if self.choice == "learned" and k > 1:
+            person = torch.tensor(_numbers(_person(e) for e in examples))
+            queries = network.retriever.queries(batch.h, batch.z)  # type: ignore[operator]
+            contrast = losses.person_contrast(queries, losses.same_person(person).to(queries.device))
+            balance = losses.load_balance(log_p)
+            loss = loss + self.weights["balance"] * balance + self.weights["contrast"] * contrast
+        return loss
+
+    def _paper(self, batch: Batch, examples: Sequence[Example]) -> Tensor:
+        """As published; see `personae.steering.selection`."""
+        network, w = self.network, self.weights
+        scores = network.retriever.scores(batch.h, network.bank.prompts())  # type: ignore[operator]
+        hidden, targets, reply = states(self.lm, batch, network.bank(batch.h, batch.z))
+        nll, fused = losses.reply_nlls(self.lm.logits, hidden, targets, reply, scores)
+        alike = persona_similarity([e.persona for e in examples]).to(scores.device)
+        return (
+            w["lm"] * losses.lm_loss(nll)
+            + w["fusion"] * losses.fusion_loss(fused)
+            + w["selection"] * losses.selection_loss(scores, nll)
+            + w["contrastive"] * losses.contrastive_loss(scores, alike)
+        )
+
+
+def prompt_nlls(lm: FrozenLM, batch: Batch, virtual: Tensor | KeyValues) -> Tensor:
+    """NLL a token (B, N) of each reply under each of its context's N prompts."""
+    branches = [[reply] for reply in batch.replies]
+    return -torch.stack(text_log_probs(lm, read(lm, batch.prepared, virtual, branches), branches))[:, :, 0]
+
+
+def log_choice(network: SelectiveNetwork, batch: Batch, choice: str) -> Tensor:
+    """log p (B, K) of the prompts, finite: learned, the same for all, or all but certain for one at random."""
+    b, k = len(batch.h), len(network.bank)
+    if choice == "learned":
+        return network.choose(batch.h, batch.z)
+    if choice == "uniform":
+        return torch.full((b, k), -float(np.log(k)), device=batch.h.device)
+    one = nn.functional.one_hot(random_choice(batch.prepared.prompts, k), k).float()
+    return torch.log_softmax(100 * one, -1).to(batch.h.device)
+
+
+def random_choice(prompts: Sequence[Prompt], k: int) -> Tensor:
+    """A prompt of the bank for each context, drawn by a hash of its tokens: random, yet the same tomorrow."""
+    drawn = [hashlib.sha256(np.array(p.text_ids, dtype=np.int64).tobytes()).digest()[0] % k for p in prompts]
+    return torch.tensor(drawn)
+
+
+def reply_nll(
+    lm: FrozenLM, network: SelectiveNetwork, batch: Batch, choice: str, mixture: bool
+) -> tuple[Tensor, Tensor]:
+    """-log of each reply's probability (B,), and log p (B, K) of the choice.
+
+    Under the chosen prompt alone, or with ``mixture`` under all of them, weighted by the choice.
+    """
+    log_p = log_choice(network, batch, choice)
+    n_tokens = torch.tensor([len(reply) for reply in batch.replies], device=lm.device)
+    if not mixture:
+        chosen = log_p.argmax(1, keepdim=True)
+        return prompt_nlls(lm, batch, network.bank(batch.h, batch.z, chosen))[:, 0] * n_tokens, log_p
+    nll = prompt_nlls(lm, batch, network.bank(batch.h, batch.z))
+    return -(log_p - n_tokens[:, None] * nll).logsumexp(1), log_p
+
+
+def persona_similarity(personas: Sequence[Sequence[str]]) -> Tensor:
+    """BLEU (B, B), 0 to 100, between personas' sentences, as the paper's contrast reads it.
+
+    Examples
+    --------
+    >>> tea, dog = ["i like green tea a lot ."], ["my dog barks ."]
+    >>> persona_similarity([tea, tea, dog]) > 20
+    tensor([[ True,  True, False],
+            [ True,  True, False],
+            [False, False,  True]])
+    """
+    try:
+        from sacrebleu import sentence_bleu
+    except ImportError as error:
+        raise ImportError("the paper's recipe compares personas by BLEU; pip install 'personae[eval]'") from error
+    texts = [" ".join(p) for p in personas]
+    return torch.tensor([[sentence_bleu(a, [b]).score if a and b else 0.0 for b in texts] for a in texts])
+
+
+def _person(example: Example) -> tuple[str, str]:
+    return example.dialogue, example.speaker
+
+
+def _by_person(examples: Sequence[Example]) -> dict[tuple[str, str], list[int]]:
+    turns: dict[tuple[str, str], list[int]] = {}
+    for i, example in enumerate(examples):
+        turns.setdefault(_person(example), []).append(i)
+    return turns
+
+
+def _numbers(names: Iterator[Any]) -> list[int]:
+    known: dict[Any, int] = {}
+    return [known.setdefault(name, len(known)) for name in names]
