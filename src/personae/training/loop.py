@@ -166,9 +166,11 @@ def _held_out(history: Sequence[dict[str, float]]) -> str:
     """The last validation, for the progress bar."""
     if not history:
         return ""
-    shown = {name: value for name, value in history[-1].items() if name not in ("step", "loss")}
-    figures = (f"{name} {value:.1%}" if name == "accuracy" else f"{name} {value:.3f}" for name, value in shown.items())
-    return f"  held-out {', '.join(figures)}"
+    found = dict(history[-1])
+    nll = found.pop("nll")
+    held_out = f"{found.pop('accuracy'):.1%}" if "accuracy" in found else f"NLL {nll:.3f}"
+    rest = (f", {value:.1f} {name}" for name, value in found.items() if name not in ("step", "loss"))
+    return f"  held-out {held_out}{''.join(rest)}"
 
 
 def _copy(network: nn.Module) -> dict[str, Tensor]:

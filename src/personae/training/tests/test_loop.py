@@ -328,7 +328,7 @@ def test_quiet_without_progress_and_stderr_with_it(capfd):
     out, err = capfd.readouterr()
     assert out == ""
     assert "60/60" in err
-    assert "accuracy 50.0%" in err
+    assert "held-out 50.0%" in err
 
 
 def test_random_numbers_of_the_caller_are_left_alone():
