@@ -3,6 +3,9 @@
 The model of a standardised answer is z_ij = u_i . q_j + b_i + c_j + noise_j. Both sides are written as vectors of
 the same length, people v = [u, b, 1] and questions y = [q, 1, c], so that the prediction is v . y and a half-step
 is the same formula for either side: some coordinates are free, one is the constant 1.
+
+A sweep needs of people only `Sums`, which add up over any split of them: `alternate` does not ask whether one call in
+memory made them or many machines (`personae.scale.als`).
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ import numpy as np
 import scipy.sparse as sp
 from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
+THREADS = min(8, os.cpu_count() or 1)  # cores of a half-step; who gives each process one core sets it to 1
 _CHUNK_CELLS = 16_000_000  # float32 cells of the widest temporary of one chunk (64 MB)
 _CHUNK_ROWS = 256  # small enough to keep every core busy on a small survey
 _DENSE_FROM = 0.1  # from this density on, a dense matrix product beats a sparse one
@@ -75,6 +79,39 @@ class Side:
 
 
 @dataclass
+class Sums:
+    """What a sweep needs to know of some people and their answers; ``+`` gives those of more people, in float64.
+
+    Attributes
+    ----------
+    people : int
+    second : float64 array, shape (R (R + 1) / 2,)
+        Sum of E[v v'] over the people, packed.
+    answers : int array, shape (Q,)
+        The number of answers of each question, over which the next three are summed.
+    gram, target, squares : array, shapes (Q, R (R + 1) / 2), (Q, R) and (Q,)
+        E[v v'] packed, z E[v], z^2.
+    """
+
+    people: int
+    second: np.ndarray
+    answers: np.ndarray
+    gram: np.ndarray
+    target: np.ndarray
+    squares: np.ndarray
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(
+            self.people + other.people,
+            self.second + other.second,
+            self.answers + other.answers,
+            np.add(self.gram, other.gram, dtype=np.float64),
+            np.add(self.target, other.target, dtype=np.float64),
+            np.add(self.squares, other.squares, dtype=np.float64),
+        )
+
+
+@dataclass
 class Factorization:
     """Everything that `factorize` learns; ``noise`` (n_questions,) is the variance of an answer around v . y."""
 
@@ -85,11 +122,11 @@ class Factorization:
 
     def fold_in(self, answers: sp.csr_matrix) -> Side:
         """Posterior of other people who gave these standardised answers (n, Q), the questions staying as they are."""
-        return _people_step(answers, *self._weighted, self.people.prior)
+        return people_step(answers, *self._weighted, self.people.prior)
 
     @cached_property
     def _weighted(self) -> tuple[np.ndarray, np.ndarray]:
-        return _weighted(self.questions, self.noise)
+        return weighted(self.questions, self.noise)
 
 
 def by_row(row: np.ndarray, column: np.ndarray, value: np.ndarray, shape: tuple[int, int]) -> sp.csr_matrix:
@@ -133,29 +170,48 @@ def factorize(
     .. [1] Lim and Teh, "Variational Bayesian approach to movie rating prediction", KDD Cup 2007.
     .. [2] Zhou et al., "Large-scale parallel collaborative filtering for the Netflix prize", AAIM 2008.
     """
-    transposed = answers.T.tocsr()
-    questions = _spectral_start(answers, d, seed)
-    people = Side(np.empty((0, d + 2), np.float32), np.empty((0, 0), np.float32), np.eye(d + 1), constant=d + 1)
-    noise = np.ones(answers.shape[1])
-    sweep = 0
-    while sweep < max_sweeps:
-        sweep += 1
-        people = _people_step(answers, *_weighted(questions, noise), people.prior)
-        people.prior = _prior(people)
-        questions, error, count = _questions_step(transposed, people, noise, questions.prior)
-        questions.prior = _prior(questions)
-        before, overall = noise.mean(), error.sum() / max(count.sum(), 1)
-        noise = np.maximum((error + 10 * overall) / (count + 10), 1e-3)  # rare questions lean on all the others
+    by_question = answers.T.tocsr()
+
+    def sweep(questions: Side, noise: np.ndarray, prior: np.ndarray) -> Sums:
+        return sums_over(by_question, people_step(answers, *weighted(questions, noise), prior))
+
+    start = spectral_start(lambda block: answers.T @ (answers @ block), answers.shape[1], d, seed)
+    questions, noise, prior, sweeps = alternate(sweep, start, max_sweeps, tol, progress)
+    people = people_step(answers, *weighted(questions, noise), prior)
+    return Factorization(people, questions, noise, sweeps)
+
+
+def alternate(
+    sweep: Callable[[Side, np.ndarray, np.ndarray], Sums],
+    questions: Side,
+    max_sweeps: int = 30,
+    tol: float = 1e-3,
+    progress: Callable[[float], None] = lambda noise: None,
+) -> tuple[Side, np.ndarray, np.ndarray, int]:
+    """The loop of `factorize`: questions, noise, people's prior in canonical coordinates, and the number of sweeps.
+
+    ``sweep`` takes the people's half-step given questions, noise and people's prior, and says what it sums up to.
+    """
+    noise, prior = np.ones(len(questions.mean)), np.eye(len(questions.free))
+    sweeps = 0
+    while sweeps < max_sweeps:
+        sweeps += 1
+        sums = sweep(questions, noise, prior)
+        prior = _prior(sums.second, sums.people, constant=len(prior))
+        questions, error = _questions_step(sums, noise, questions.prior)
+        second = questions.moment.sum(0, dtype=np.float64)
+        questions.prior = _prior(second, len(questions.mean), questions.constant)
+        before, overall = noise.mean(), error.sum() / max(sums.answers.sum(), 1)
+        noise = np.maximum((error + 10 * overall) / (sums.answers + 10), 1e-3)  # rare questions lean on all the others
         progress(float(noise.mean()))
         if abs(noise.mean() - before) < tol * before:
             break
-    questions, prior = _canonical(questions, people.prior)
-    people = _people_step(answers, *_weighted(questions, noise), prior)
-    return Factorization(people, questions, noise, sweep)
+    questions, prior = _canonical(questions, prior)
+    return questions, noise, prior, sweeps
 
 
-def _people_step(answers: sp.csr_matrix, mean: np.ndarray, moment: np.ndarray, prior: np.ndarray) -> Side:
-    """Closed-form posterior of people, given the questions' E[y] and E[y y'] over their noise."""
+def people_step(answers: sp.csr_matrix, mean: np.ndarray, moment: np.ndarray, prior: np.ndarray) -> Side:
+    """Closed-form posterior of people, given the questions' E[y] and E[y y'] over their noise (`weighted`)."""
     people = _empty(answers.shape[0], mean.shape[1], prior, constant=mean.shape[1] - 1)
 
     def step(rows: slice) -> None:
@@ -166,30 +222,44 @@ def _people_step(answers: sp.csr_matrix, mean: np.ndarray, moment: np.ndarray, p
     return people
 
 
-def _weighted(questions: Side, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def weighted(questions: Side, noise: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """E[y] and E[y y'] of the questions over the noise of their answers."""
     weight = (1 / noise).astype(np.float32)[:, None]
     return questions.mean * weight, questions.moment * weight
 
 
-def _questions_step(
-    answers: sp.csr_matrix, people: Side, noise: np.ndarray, prior: np.ndarray
-) -> tuple[Side, np.ndarray, np.ndarray]:
-    """The other half-step; also the expected squared error and the number of answers of each question."""
-    size = people.mean.shape[1]
-    questions = _empty(answers.shape[0], size, prior, constant=size - 2)
-    error = np.zeros(answers.shape[0])
+def sums_over(answers: sp.csr_matrix, people: Side) -> Sums:
+    """Sums over people whose answers stand one row a question, (Q, N)."""
+    n, (size, triangle) = answers.shape[0], (people.mean.shape[1], people.moment.shape[1])
+    gram, target = np.empty((n, triangle), np.float32), np.empty((n, size), np.float32)
+    squares = np.empty(n, np.float32)
+
+    def step(rows: slice) -> None:
+        gram[rows], target[rows], squares[rows] = _sums(answers[rows], people.mean, people.moment)
+
+    _in_chunks(step, answers.shape, triangle)
+    second = people.moment.sum(0, dtype=np.float64)
+    return Sums(len(people.mean), second, np.diff(answers.indptr), gram, target, squares)
+
+
+def _questions_step(sums: Sums, noise: np.ndarray, prior: np.ndarray) -> tuple[Side, np.ndarray]:
+    """The other half-step; also the expected squared error of each question, summed over its answers."""
+    n, size = sums.target.shape
+    questions = _empty(n, size, prior, constant=size - 2)
+    error = np.zeros(n)
     twice = pack(2 - np.eye(size, dtype=np.float32))  # off-diagonal cells count twice in an inner product
 
     def step(rows: slice) -> None:
-        gram, target, squares = _sums(answers[rows], people.mean, people.moment)
+        gram, target = sums.gram[rows], sums.target[rows]
         weight = (1 / noise[rows]).astype(np.float32)[:, None]
-        mean, moment = _posterior(gram * weight, target * weight, prior, questions.constant)
+        known = ((a * weight).astype(np.float32, copy=False) for a in (gram, target))
+        mean, moment = _posterior(*known, prior, questions.constant)
         # sum_i E (z - v.y)^2 needs no second pass over the answers
-        error[rows] = squares - 2 * (target * mean).sum(1) + (gram * moment * twice).sum(1)
+        error[rows] = sums.squares[rows] - 2 * (target * mean).sum(1) + (gram * moment * twice).sum(1)
         questions.mean[rows], questions.moment[rows] = mean, moment
 
-    _in_chunks(step, answers.shape, people.moment.shape[1])
-    return questions, np.maximum(error, 0), np.diff(answers.indptr)
+    _in_chunks(step, (n, 0), sums.gram.shape[1])
+    return questions, np.maximum(error, 0)
 
 
 def _sums(answers: sp.csr_matrix, mean: np.ndarray, moment: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -214,11 +284,12 @@ def _posterior(gram: np.ndarray, target: np.ndarray, prior: np.ndarray, constant
     return mean, pack(moment)
 
 
-def _prior(side: Side) -> np.ndarray:
-    """Mean of E[v v'] over a side, leaning a little on a multiple of the identity so that few rows are no trouble."""
-    size = side.mean.shape[1]
-    second = unpack(side.moment.mean(0, dtype=np.float64), size)[side.free[:, None], side.free]
-    lean = len(second) / (len(side.mean) + len(second))
+def _prior(total: np.ndarray, n: int, constant: int) -> np.ndarray:
+    """Mean of E[v v'] over n rows, leaning a little on a multiple of the identity so that few rows are no trouble."""
+    size = int(np.sqrt(2 * len(total)))  # R of a packed (R, R)
+    free = np.delete(np.arange(size), constant)
+    second = unpack(total / n, size)[free[:, None], free]
+    lean = len(second) / (n + len(second))
     return (1 - lean) * second + lean * np.trace(second) / len(second) * np.eye(len(second))
 
 
@@ -251,13 +322,17 @@ def _canonical(questions: Side, prior: np.ndarray) -> tuple[Side, np.ndarray]:
     return new, back.T @ prior @ back
 
 
-def _spectral_start(answers: sp.csr_matrix, d: int, seed: int, rounds: int = 4) -> Side:
-    """Question factors from the leading right singular vectors of the zero-filled answers (subspace iteration)."""
-    n_questions = answers.shape[1]
+def spectral_start(
+    product: Callable[[np.ndarray], np.ndarray], n_questions: int, d: int, seed: int, rounds: int = 4
+) -> Side:
+    """Question factors from the leading right singular vectors of the zero-filled answers A (subspace iteration).
+
+    ``product`` of a block (Q, d) is A' A block; it adds up over people, too.
+    """
     block = np.random.default_rng(seed).standard_normal((n_questions, d)).astype(np.float32)
     with threadpool_limits(1):
         for _ in range(rounds):
-            block = np.linalg.qr(answers.T @ (answers @ block))[0]
+            block = np.linalg.qr(product(block))[0]
     mean = np.zeros((n_questions, d + 2), np.float32)
     mean[:, :d] = block * np.sqrt(n_questions / d) * 0.5
     mean[:, d] = 1
@@ -281,5 +356,5 @@ def _in_chunks(step: Callable[[slice], None], shape: tuple[int, int], triangle: 
     if len(pieces) == 1:  # a pool would cost more than the fold-in of one person
         step(pieces[0])
         return
-    with threadpool_limits(1), ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+    with threadpool_limits(1), ThreadPoolExecutor(THREADS) as pool:
         list(pool.map(step, pieces))
