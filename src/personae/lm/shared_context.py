@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -130,7 +130,7 @@ def continue_shared(
     position = context.lengths[:, None] + offset  # (C, M)
     if visible is None:
         visible = torch.ones(m, m, dtype=torch.bool, device=x.device).tril().expand(c, m, m)
-    with _continuing(_Shared(context, position, visible)):
+    with attending(_Shared(context, position, visible)):
         out = model.base_model(
             inputs_embeds=x.reshape(c * n, m, h),
             position_ids=position.repeat_interleave(n, 0),
@@ -221,13 +221,43 @@ class _Shared:
             self._masks[sliding_window] = mask.view(c, 1, n * rep * m, t + n * m).to(dtype)
         return self._masks[sliding_window]
 
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_window: int | None
+    ) -> Tensor:
+        """The formula at the top of this file; see `Attention`."""
+        ctx_k, ctx_v = self.context.keys[layer], self.context.values[layer]  # (C, Hkv, T, D)
+        rows, hq, m, d = query.shape
+        c, hkv = ctx_k.shape[:2]
+        n, rep = rows // c, hq // hkv
 
-_active: ContextVar[_Shared | None] = ContextVar("shared_context", default=None)
+        # Fold the N continuations, and the heads that share keys, into the query dimension of their context.
+        q = (query * scaling).view(c, n, hkv, rep, m, d)
+        q = q.permute(0, 2, 1, 3, 4, 5).contiguous()  # (C, Hkv, N, rep, M, D)
+        k, v = (own.view(c, n, hkv, m, d).transpose(1, 2) for own in (key, value))  # (C, Hkv, N, M, D)
+        if _fits_fused(query, n * m):
+            out = _fused(q, k, v, ctx_k, ctx_v, self.mask(sliding_window, n, rep, query.dtype))
+        else:
+            out = _in_two_parts(q, k, v, ctx_k, ctx_v, self.bias(sliding_window))  # (C, Hkv, N, rep, M, D)
+        return out.permute(0, 2, 4, 1, 3, 5).reshape(rows, m, hq, d)  # (C*N, M, Hq, D)
+
+
+class Attention(Protocol):
+    """What stands for the LM's attention in a pass; `install` must have returned True for that LM."""
+
+    def attend(
+        self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_window: int | None
+    ) -> Tensor:
+        """From (R, Hq, M, D) and the pass's own (R, Hkv, M, D) twice to (R, M, Hq, D)."""
+        ...
+
+
+_active: ContextVar[Attention | None] = ContextVar("attention", default=None)
 
 
 @contextmanager
-def _continuing(shared: _Shared) -> Iterator[None]:
-    token = _active.set(shared)
+def attending(attention: Attention) -> Iterator[None]:
+    """Passes of an LM within, which must not use a cache, attend in this way."""
+    token = _active.set(attention)
     try:
         yield
     finally:
@@ -261,29 +291,17 @@ def _attention(
     sliding_window: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    shared = _active.get()
-    if shared is None:
+    active = _active.get()
+    if active is None:
         return ALL_ATTENTION_FUNCTIONS["sdpa"](
             module, query, key, value, attention_mask, scaling=scaling, sliding_window=sliding_window, **kwargs
         )
     unknown = [name for name in _OTHER_TERMS if kwargs.get(name) is not None]
     if unknown:
         raise NotImplementedError(f"attention with {', '.join(unknown)}")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
     layer: int = module.layer_idx  # type: ignore[assignment]
-    ctx_k, ctx_v = shared.context.keys[layer], shared.context.values[layer]  # (C, Hkv, T, D)
-    rows, hq, m, d = query.shape
-    c, hkv = ctx_k.shape[:2]
-    n, rep = rows // c, hq // hkv
-    scaling = d**-0.5 if scaling is None else scaling
-
-    # Fold the N continuations, and the heads that share keys, into the query dimension of their context.
-    q = (query * scaling).view(c, n, hkv, rep, m, d).permute(0, 2, 1, 3, 4, 5).contiguous()  # (C, Hkv, N, rep, M, D)
-    k, v = (own.view(c, n, hkv, m, d).transpose(1, 2) for own in (key, value))  # (C, Hkv, N, M, D)
-    if _fits_fused(query, n * m):
-        out = _fused(q, k, v, ctx_k, ctx_v, shared.mask(sliding_window, n, rep, query.dtype))
-    else:
-        out = _in_two_parts(q, k, v, ctx_k, ctx_v, shared.bias(sliding_window))  # (C, Hkv, N, rep, M, D)
-    return out.permute(0, 2, 4, 1, 3, 5).reshape(rows, m, hq, d), None  # (C*N, M, Hq, D)
+    return active.attend(layer, query, key, value, scaling, sliding_window), None
 
 
 def _in_two_parts(q: Tensor, k: Tensor, v: Tensor, ctx_k: Tensor, ctx_v: Tensor, bias: Tensor) -> Tensor:

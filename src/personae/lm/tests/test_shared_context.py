@@ -237,5 +237,5 @@ def test_attention_with_other_terms_is_refused():
 def call_shared_attention(**terms: object) -> None:
     lm = tiny_lm("llama")
     shared = shared_context._Shared(lm.encode([[1]]), torch.ones(1, 1, dtype=torch.long), torch.ones(1, 1, 1).bool())
-    with shared_context._continuing(shared):
+    with shared_context.attending(shared):
         shared_context._attention(lm.model, *[torch.zeros(1, 4, 1, 8)] * 3, None, **terms)
