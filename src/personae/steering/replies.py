@@ -10,49 +10,19 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from personae.data.dialogues import Dialogues, Example, truncate
+from personae.data.dialogues import Dialogues, Example
 from personae.lm.frozen import FrozenLM
-from personae.lm.prompts import Message, Placement, Prompt, chat_prompt, reply_ids
+from personae.lm.prompts import Placement, Prompt, chat_prompt, reply_ids
 from personae.lm.reading import KeyValues, Prepared, prepare, read, text_log_probs
 from personae.steering import selection as losses
+from personae.steering.turns import Turns, as_messages, person, within
 
 if TYPE_CHECKING:
     from personae.people.persona import Persona
     from personae.steering.bank import SelectiveNetwork
 
-_PEOPLE, _TURNS = 4, 2  # of a step: people, and turns of each
-_VALIDATION, _VALIDATED = 0.05, 128  # share of the dialogues held out to stop early, and replies of them that are read
 _STATISTICS = 256  # contexts from which means, scales and the retriever's start are taken
-_CONTEXT_TOKENS = 512
 _START, _END = 0.5, 0.1  # temperature of the choice, from the first step to the middle of training
-
-
-def as_messages(example: Example) -> list[Message]:
-    """A dialogue as the one who replies sees it: persona sentences as system message, the own turns as the assistant's.
-
-    Turns of one side that follow each other become one message, since chat templates alternate.
-
-    Examples
-    --------
-    >>> from personae.data.dialogues import Turn
-    >>> talk = (Turn("ann", "hi !"), Turn("ann", "tea ?"))
-    >>> as_messages(Example("1", "bob", ("i like tea .", "i am old ."), talk, "please ."))
-    [{'role': 'system', 'content': 'i like tea . i am old .'}, {'role': 'user', 'content': 'hi !\\ntea ?'}]
-    """
-    messages: list[Message] = [{"role": "system", "content": " ".join(example.persona)}] if example.persona else []
-    for turn in example.history:
-        role = "assistant" if turn.speaker == example.speaker else "user"
-        if messages and messages[-1]["role"] == role:
-            messages[-1] = {"role": role, "content": f"{messages[-1]['content']}\n{turn.text}"}
-        else:
-            messages.append({"role": role, "content": turn.text})
-    return messages
-
-
-def within(lm: FrozenLM, example: Example, tokens: int = _CONTEXT_TOKENS) -> Example:
-    """The example with as many of its last turns as fit into a number of tokens."""
-    history = truncate(example.history, lambda turn: len(lm.tokens(turn.text)) + 5, tokens)
-    return Example(example.dialogue, example.speaker, example.persona, history, example.reply)
 
 
 class Batch(NamedTuple):
@@ -133,18 +103,7 @@ class RepliesTask:
     ) -> None:
         self.lm, self.people, self.placement, self.encoder = lm, people, placement, encoder
         self.recipe, self.choice, self.mixture, self.weights = recipe, choice, mixture, dict(weights)
-        self.steps, self.seed, self.fingerprint = steps, seed, dialogues.fingerprint
-        if len(dialogues) < 2:
-            raise ValueError("a prompt bank needs at least two dialogues: one is held out to stop early")
-        speaker = None if any(d.personas for d in dialogues) else "each"
-        trained, held_out = dialogues.split(_VALIDATION, seed)
-        self.examples = trained.examples(speaker)
-        rng = np.random.default_rng(seed)
-        later = held_out.examples(speaker)
-        if not self.examples or not later:
-            raise ValueError("too few replies to learn from; give more dialogues")
-        self.held_out = [later[i] for i in np.sort(rng.permutation(len(later))[:_VALIDATED])]
-        self.turns: list[list[int]] = list(_by_person(self.examples).values())  # examples of each person
+        self.steps, self.turns = steps, Turns(dialogues, seed)
 
     # the Task interface ----------------------------------------------------------------------------------------
     def groups(self) -> list[dict[str, Any]]:
@@ -157,10 +116,10 @@ class RepliesTask:
     def identity(self) -> dict[str, Any]:
         """What must be the same to resume."""
         vectors = hashlib.sha256()
-        for example in self.examples[:1000] if self.people is not None else ():
+        for example in self.turns.learned[:1000] if self.people is not None else ():
             vectors.update(self.people[example.speaker].vector.tobytes())  # type: ignore[index]
         return {
-            "dialogues": self.fingerprint,
+            "dialogues": self.turns.fingerprint,
             "people": vectors.hexdigest(),
             "lm": self.lm.fingerprint,
             "recipe": [self.recipe, self.choice, self.encoder, self.placement, self.weights],
@@ -169,17 +128,14 @@ class RepliesTask:
 
     def start(self) -> None:
         """Take the network's statistics from some training contexts."""
-        rng = np.random.default_rng(self.seed)
-        some = [self.examples[i] for i in rng.permutation(len(self.examples))[:_STATISTICS]]
+        learned, seed = self.turns.learned, self.turns.seed
+        some = [learned[i] for i in np.random.default_rng(seed).permutation(len(learned))[:_STATISTICS]]
         prepared = prepare(self.lm, [self._prompt(e) for e in some])
-        self.network.learn_statistics(represent(self.lm, prepared, self.encoder), self._vectors(some), self.seed)
+        self.network.learn_statistics(represent(self.lm, prepared, self.encoder), self._vectors(some), seed)
 
     def losses(self, step: int) -> Iterator[tuple[Tensor, int]]:
         """The recipe's loss of one batch."""
-        rng = np.random.default_rng([self.seed, step])
-        people = rng.choice(len(self.turns), min(_PEOPLE, len(self.turns)), replace=False)
-        rows = [i for p in people for i in rng.permutation(self.turns[p])[:_TURNS]]
-        examples = [self.examples[i] for i in rows]
+        examples = self.turns.draw(step)
         fall = min(1.0, 2 * step / self.steps)
         self.network.temperature.fill_(_START * (_END / _START) ** fall)
         batch = self.batch(examples)
@@ -190,8 +146,8 @@ class RepliesTask:
     def validate(self) -> dict[str, float]:
         """NLL a token of held-out replies as the steerer would speak them, and how many prompts are in use."""
         nll, tokens, chosen = 0.0, 0, []
-        for start in range(0, len(self.held_out), 16):
-            batch = self.batch(self.held_out[start : start + 16])
+        for start in range(0, len(self.turns.held_out), 16):
+            batch = self.batch(self.turns.held_out[start : start + 16])
             each, log_p = reply_nll(self.lm, self.network, batch, self.choice, self.mixture)
             nll, tokens = nll + each.sum().item(), tokens + sum(map(len, batch.replies))
             chosen.append(log_p)
@@ -224,9 +180,9 @@ class RepliesTask:
         nll = prompt_nlls(self.lm, batch, network.bank(batch.h, batch.z))
         loss = losses.mixture_loss(log_p, nll, n_tokens)
         if self.choice == "learned" and k > 1:
-            person = torch.tensor(_numbers(_person(e) for e in examples))
+            numbers = torch.tensor(_numbers(person(e) for e in examples))
             queries = network.retriever.queries(batch.h, batch.z)  # type: ignore[operator]
-            contrast = losses.person_contrast(queries, losses.same_person(person).to(queries.device))
+            contrast = losses.person_contrast(queries, losses.same_person(numbers).to(queries.device))
             balance = losses.load_balance(log_p)
             loss = loss + self.weights["balance"] * balance + self.weights["contrast"] * contrast
         return loss
@@ -302,17 +258,6 @@ def persona_similarity(personas: Sequence[Sequence[str]]) -> Tensor:
         raise ImportError("the paper's recipe compares personas by BLEU; pip install 'personae[eval]'") from error
     texts = [" ".join(p) for p in personas]
     return torch.tensor([[sentence_bleu(a, [b]).score if a and b else 0.0 for b in texts] for a in texts])
-
-
-def _person(example: Example) -> tuple[str, str]:
-    return example.dialogue, example.speaker
-
-
-def _by_person(examples: Sequence[Example]) -> dict[tuple[str, str], list[int]]:
-    turns: dict[tuple[str, str], list[int]] = {}
-    for i, example in enumerate(examples):
-        turns.setdefault(_person(example), []).append(i)
-    return turns
 
 
 def _numbers(names: Iterator[Any]) -> list[int]:

@@ -163,7 +163,7 @@ class Selective(Steerer):
         waiting = Console(stderr=True, quiet=not progress).status("the language model reads some dialogues")
         with torch.random.fork_rng(devices=[]), waiting:
             torch.manual_seed(self.random_state)
-            n_person = 0 if people is None else len(people[task.examples[0].speaker].vector)
+            n_person = 0 if people is None else len(people[task.turns.learned[0].speaker].vector)
             task.network = self.network_ = self._build(n_person).to(self.lm_.device)
             task.start()
         decay = 1e-2 if self.recipe == "mixture" else 0.0
