@@ -25,14 +25,20 @@ class Scale:
 
     @classmethod
     def of(cls, survey: Survey) -> Scale:
-        """Means and variances lean on those of all answers, so that a question answered once has some too."""
-        position = survey.option / (survey.n_options - 1)[survey.question]
-        count = np.bincount(survey.question, minlength=survey.n_questions) + _LEAN
-        mean = np.bincount(survey.question, position - position.mean(), minlength=survey.n_questions) / count
-        mean += position.mean()
-        square = (position - mean[survey.question]) ** 2
-        variance = np.bincount(survey.question, square, minlength=survey.n_questions) + _LEAN * square.mean()
-        return cls(mean, np.maximum(np.sqrt(variance / count), 0.05), survey.n_options)
+        return cls.of_counts(survey.option_counts(), survey.n_options)
+
+    @classmethod
+    def of_counts(cls, counts: np.ndarray, n_options: np.ndarray) -> Scale:
+        """From how often each option was given, (Q, K).
+
+        Means and variances lean on those of all answers, so that a question answered once has some too.
+        """
+        position = np.arange(counts.shape[1]) / (n_options - 1)[:, None]  # (Q, K)
+        count, overall = counts.sum(1) + _LEAN, (counts * position).sum() / counts.sum()
+        mean = overall + (counts * (position - overall)).sum(1) / count
+        square = counts * (position - mean[:, None]) ** 2
+        variance = (square.sum(1) + _LEAN * square.sum() / counts.sum()) / count
+        return cls(mean, np.maximum(np.sqrt(variance), 0.05), n_options)
 
     def __call__(self, question: np.ndarray, option: np.ndarray) -> np.ndarray:
         return (option / (self.n_options[question] - 1) - self.mean[question]) / self.sd[question]

@@ -18,6 +18,7 @@ from personae.people.als import Factorization, Side, by_row, chunks, factorize, 
 from personae.people.answers import Answers, Scale, collect
 from personae.people.choice import choose, readout_of
 from personae.people.persona import Persona, Personas
+from personae.people.readout import Readout
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -110,6 +111,14 @@ class OpinionModel(BaseEstimator):
         ValueError
             ``n_components`` is neither "auto" nor an integer from 1 to the smaller side of the survey.
         """
+        d = self._choose(survey)
+        scale = Scale.of(survey)
+        model = factorize(scale.answers(survey), d, seed=self.random_state)
+        readout = readout_of(model, scale, survey, self.strength_).tempered(self.confidence_, survey)
+        return self._learned(survey, scale, model, readout, model.people.mean_covariance())
+
+    def _choose(self, survey: Survey) -> int:
+        """The dimension; strength and confidence of the read-outs are set."""
         if survey.n_answers == 0:
             raise SurveyError("the survey has no answers to learn from")
         most = min(survey.n_respondents, survey.n_questions)
@@ -117,18 +126,21 @@ class OpinionModel(BaseEstimator):
         if d != "auto" and not (isinstance(d, (int, np.integer)) and 1 <= d <= most):
             raise ValueError(f'n_components is {d!r}; it is "auto" or an integer from 1 to {most} for this survey')
         chosen = choose(survey, None if d == "auto" else int(d), self.random_state)
-        d, self.strength_, self.confidence_, self.validation_ = chosen
+        dimension, self.strength_, self.confidence_, self.validation_ = chosen
+        return dimension
+
+    def _learned(
+        self, survey: Survey, scale: Scale, model: Factorization, readout: Readout, typical: np.ndarray
+    ) -> OpinionModel:
+        """Keep what was learned; ``model.people`` are those of the survey, in order."""
         self.questions_, self.respondent_ids_ = survey.questions, survey.respondent_ids
         self.survey_: Survey | None = survey
         self.traits_, self.fingerprint_ = survey.traits, survey.fingerprint
-        scale = self._scale = Scale.of(survey)
-        model = factorize(scale.answers(survey), d, seed=self.random_state)
-        self._readout = readout_of(model, scale, survey, self.strength_).tempered(self.confidence_, survey)
-        self.typical_covariance_ = model.people.mean_covariance()
+        self._scale, self._readout, self.typical_covariance_ = scale, readout, typical
         nothing = np.empty((0, 0), np.float32)  # covariances are computed on demand, not kept for everybody
-        model.people = Side(model.people.mean, nothing, model.people.prior, d + 1)
+        people = Side(model.people.mean, nothing, model.people.prior, model.people.constant)
         self._answers: sp.csr_matrix | None = None
-        self._set(model)
+        self._set(Factorization(people, model.questions, model.noise, model.sweeps))
         return self
 
     def _set(self, model: Factorization) -> None:
