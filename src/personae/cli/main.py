@@ -17,6 +17,7 @@ from personae.cli.evaluate import evaluate
 from personae.cli.fit import fit, questions
 from personae.cli.models import models
 from personae.cli.report import report
+from personae.cli.serve import serve
 from personae.cli.steer import steer
 
 
@@ -40,7 +41,7 @@ def main(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for _command in (demo, fit, questions, cohorts, steer, ask, chat, evaluate, report, models, bench):
+for _command in (demo, fit, questions, cohorts, steer, ask, chat, evaluate, report, serve, models, bench):
     main.add_command(_command)
 
 if __name__ == "__main__":
