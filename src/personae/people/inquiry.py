@@ -72,8 +72,8 @@ def next_question(
     """
     columns = np.arange(len(people.questions_)) if among is None else people.question_index(among)
     C = people.fold_in(answers).covariance
-    answered = people.question_index(answers) if answers else []
-    columns = columns[~np.isin(columns, answered)]
+    if answers:
+        columns = columns[~np.isin(columns, people.question_index(answers))]
     if not len(columns):
         return None
     C_j = np.linalg.inv(np.linalg.inv(C) + _information(people, columns))  # (q, D, D)

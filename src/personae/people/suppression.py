@@ -99,7 +99,8 @@ def _protected(table: pd.DataFrame, subject: str, cell: str, minimum: int) -> pd
     """One table a subject, cohorts x cells, whose rows add up to ``n`` and whose columns to everybody's counts."""
     table = table.copy()
     hide, hide_share = np.zeros(len(table), bool), np.zeros(len(table), bool)
-    for rows in table.groupby(subject, sort=False).indices.values():
+    for found in table.groupby(subject, sort=False).indices.values():
+        rows = np.asarray(found)
         part = table.iloc[rows]
         k = part.cohort.nunique()
         order = rows[np.lexsort((np.arange(len(rows)), part.cohort))].reshape(k, -1)  # (k, C)
