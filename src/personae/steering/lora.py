@@ -1,4 +1,4 @@
-"""`LoRA`: the direct way. A copy of the LM is fine-tuned to answer as whoever its prompt describes."""
+"""`LoRA`: the direct way. A copy of the LM is fine-tuned to answer or talk as whoever its prompt describes."""
 
 from __future__ import annotations
 
@@ -12,30 +12,33 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, load_model, save_file
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from personae.data.dialogues import Dialogues
 from personae.data.survey import Question, Survey
 from personae.lm.frozen import FrozenLM
 from personae.lm.prompts import Message, letter_ids, letters_prompt
 from personae.people.persona import Persona
 from personae.steering.base import ChatRows, Steerer
 from personae.steering.persona_prompt import check_lm
-from personae.steering.text import Describe, TextPrompt, describe_by_traits
-from personae.training.loop import Schedule, train
+from personae.steering.text import Describe, TextPrompt, describe_by_traits, nothing
+from personae.steering.text_replies import TextReplies
+from personae.training.loop import Schedule, Task, train
 
 if TYPE_CHECKING:
     from personae.people.opinion_model import OpinionModel
 
-_RATE = 1e-3  # learning rate
+_RATE, _ALL_RATE = 1e-3, 5e-5  # learning rates of adapters, and of all weights
 _ROWS, _PASS = 8, 4  # answers of a step, and of one pass: rows of similar length are padded less
 _VALIDATION = 0.05  # share of the people who are held out to stop early
 _VALIDATED = 128  # their answers that are read, each at the price of a whole pass
 
 
 class LoRA(Steerer):
-    """The fine-tuning baseline: low-rank adapters, trained on [who somebody is + question with options -> letter].
+    """The fine-tuning baseline: low-rank adapters, trained on [who somebody is + question with options -> letter], or
+    on the replies of dialogues.
 
     Parameters
     ----------
@@ -44,8 +47,9 @@ class LoRA(Steerer):
     describe : callable, optional
         As for `TextPrompt`: from a persona and the question asked (None in a chat) to a text. By default the traits of
         the survey that `fit` is given.
-    rank : int
-        Of the adapters, which every linear projection of the attention gets; their scale alpha is twice the rank.
+    rank : int or None
+        Of the adapters, which every linear projection of the attention gets; their scale alpha is twice the rank. None
+        trains all weights, in float32.
     steps : int
         Training steps at most, of eight answers each.
     random_state : int
@@ -90,7 +94,7 @@ class LoRA(Steerer):
         self,
         lm: str | FrozenLM = "smollm2-135m",
         describe: Describe | None = None,
-        rank: int = 8,
+        rank: int | None = 8,
         steps: int = 400,
         random_state: int = 0,
     ) -> None:
@@ -103,16 +107,19 @@ class LoRA(Steerer):
     # learning --------------------------------------------------------------------------------------------------
     def fit(
         self,
-        survey: Survey,
-        people: OpinionModel,
+        data: Survey | Dialogues,
+        people: OpinionModel | None = None,
         checkpoint: Path | str | None = None,
         resume: bool = False,
         progress: bool = True,
     ) -> LoRA:
-        """Train on a survey whose people ``people`` knows; of them the LM is told what ``describe`` says, no more.
+        """Train on a survey, or on dialogues.
 
         Parameters
         ----------
+        people : OpinionModel
+            Knows the people of a survey; of them the LM is told what ``describe`` says, no more. Dialogues need none:
+            persona sentences are the system message.
         checkpoint : path, optional
             A file, replaced at intervals; ``resume`` goes on from it to the same result.
 
@@ -122,14 +129,22 @@ class LoRA(Steerer):
             PEFT is not installed.
         """
         for name, value in (("steps", self.steps), ("rank", self.rank)):
-            if value < 1:
+            if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it is at least 1")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self.random_state)
             self._adapt()
-        self._ask_by(self.describe or describe_by_traits(survey))
-        adapters = nn.ParameterList(p for p in self.adapted_.parameters() if p.requires_grad)
-        task = DescribedAnswers(self.lm_, adapters, survey, people, self.describe_, self.random_state)
+        learned = nn.ParameterList(p for p in self.lm_.model.parameters() if p.requires_grad)
+        task: Task
+        if isinstance(data, Dialogues):
+            self._ask_by(self.describe or nothing)
+            rate = _ALL_RATE if self.rank is None else _RATE
+            task = TextReplies(self.lm_, learned, data, rate, self.random_state)
+        elif people is None:
+            raise ValueError("a survey is learned with the opinion model of its people: fit(survey, people)")
+        else:
+            self._ask_by(self.describe or describe_by_traits(data))
+            task = DescribedAnswers(self.lm_, learned, data, people, self.describe_, self.random_state)
         schedule = Schedule(steps=self.steps, weight_decay=0.0, seed=self.random_state)
         path = None if checkpoint is None else Path(checkpoint)
         self.history_ = train(task, schedule, path, resume, progress)
@@ -137,8 +152,12 @@ class LoRA(Steerer):
 
     def _adapt(self) -> None:
         """Copy the LM, which other steerers share, and give the copy adapters that change nothing yet."""
-        peft = _peft()
         self.lm_ = copy.deepcopy(self.lm if isinstance(self.lm, FrozenLM) else FrozenLM.load(self.lm))
+        self.lm_fingerprint_ = self.lm_.fingerprint  # of the LM as it was
+        if self.rank is None:
+            self.lm_.model.float().requires_grad_(True)  # a step is too small for bfloat16 to notice
+            return
+        peft = _peft()
         targets, transposed = _attention_projections(self.lm_)
         config = peft.LoraConfig(
             task_type="CAUSAL_LM",
@@ -171,19 +190,22 @@ class LoRA(Steerer):
 
     # files -----------------------------------------------------------------------------------------------------
     def save(self, folder: Path | str) -> None:
-        """PEFT's ``adapter_model.safetensors`` and ``adapter_config.json``, and ``steerer.json``.
+        """PEFT's ``adapter_model.safetensors`` and ``adapter_config.json``, or all weights; and ``steerer.json``.
 
         Descriptions are people's data and are not among them.
         """
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        weights = _peft().get_peft_model_state_dict(self.adapted_, save_embedding_layers=False)
-        save_file(
-            {n: v.contiguous().cpu() for n, v in weights.items()},
-            folder / "adapter_model.safetensors",
-            metadata={"format": "pt"},
-        )
-        self.adapted_.peft_config["default"].save_pretrained(folder)
+        if self.rank is None:
+            self.lm_.model.save_pretrained(folder)
+        else:
+            weights = _peft().get_peft_model_state_dict(self.adapted_, save_embedding_layers=False)
+            save_file(
+                {n: v.contiguous().cpu() for n, v in weights.items()},
+                folder / "adapter_model.safetensors",
+                metadata={"format": "pt"},
+            )
+            self.adapted_.peft_config["default"].save_pretrained(folder)
         about = {
             "method": self.method,
             "parameters": {
@@ -192,7 +214,7 @@ class LoRA(Steerer):
                 "steps": self.steps,
                 "random_state": self.random_state,
             },
-            "lm": self.lm_.fingerprint,
+            "lm": self.lm_fingerprint_,
             "history": self.history_,
         }
         (folder / "steerer.json").write_text(json.dumps(about, indent=1))
@@ -218,8 +240,12 @@ class LoRA(Steerer):
         with torch.random.fork_rng(devices=[]):  # adapters start at random and are then replaced
             self._adapt()
         check_lm(self.lm_, about["lm"], folder)
-        weights = load_file(folder / "adapter_model.safetensors")
-        _peft().set_peft_model_state_dict(self.adapted_, weights)
+        if self.rank is None:
+            load_model(self.lm_.model, folder / "model.safetensors", strict=False)  # tied weights stand there once
+            self.lm_.model.requires_grad_(False)
+        else:
+            weights = load_file(folder / "adapter_model.safetensors")
+            _peft().set_peft_model_state_dict(self.adapted_, weights)
         self._ask_by(describe)
         self.history_ = about["history"]
         return self

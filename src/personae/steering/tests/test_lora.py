@@ -11,8 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from personae.data.dialogues import Dialogue, Dialogues, Turn
 from personae.data.survey import Question, Survey
-from personae.lm.prompts import chat_prompt, letters_prompt
+from personae.lm.prompts import chat_prompt, letters_prompt, reply_ids
 from personae.lm.reading import option_logits, prepare
 from personae.lm.tiny import tiny_lm
 from personae.people.opinion_model import OpinionModel
@@ -339,3 +340,32 @@ def test_is_an_estimator_that_registers_itself():
     steerer = LoRA("some-lm", rank=4)
     assert steerer.get_params() == {"lm": "some-lm", "describe": None, "rank": 4, "steps": 400, "random_state": 0}
     assert REGISTRY["lora"] is LoRA
+
+
+# dialogues -------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("rank", [2, None])
+def test_replies_of_dialogues_are_learned_by_a_copy_of_the_lm(rank, tmp_path):
+    base = tiny_lm()
+    before = {name: value.clone() for name, value in base.model.state_dict().items()}
+    talk = (Turn("bob", "Tea or coffee?"), Turn("ann", "Tea, please."))
+    dialogues = Dialogues([Dialogue(str(i), talk, {"ann": ("I drink tea.",)}) for i in range(8)])
+    steerer = LoRA(base, rank=rank, steps=30).fit(dialogues, progress=False)
+    chat = [{"role": "system", "content": "I drink tea."}, {"role": "user", "content": "Tea or coffee?"}]
+    ids = [*chat_prompt(base, chat, "before").text_ids, *reply_ids(base, "Tea, please.")]
+
+    def likelihood(lm) -> float:
+        with torch.no_grad():
+            log_p = lm.model(torch.tensor([ids])).logits[0].float().log_softmax(-1)
+        n = len(reply_ids(base, "Tea, please."))
+        return sum(log_p[len(ids) - n + i - 1, ids[len(ids) - n + i]].item() for i in range(n))
+
+    assert likelihood(steerer.lm_) > likelihood(base) + 1
+    assert all(torch.equal(value, before[name]) for name, value in base.model.state_dict().items())
+    steerer.save(tmp_path)
+    again = LoRA.load(tmp_path, base)
+    assert likelihood(again.lm_) == pytest.approx(likelihood(steerer.lm_), abs=1e-3)
+
+
+def test_a_survey_without_its_people_is_refused(survey):
+    with pytest.raises(ValueError, match=r"fit\(survey, people\)"):
+        LoRA(tiny_lm(), steps=1).fit(survey)

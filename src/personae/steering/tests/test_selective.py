@@ -1,0 +1,265 @@
+"""Selective prompt tuning on a tiny random LM and on dialogues whose replies depend on who speaks."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from personae.data.dialogues import Dialogue, Dialogues, Turn
+from personae.data.survey import Question
+from personae.lm.generation import generate
+from personae.lm.prompts import PLACEMENTS, chat_prompt, reply_ids
+from personae.lm.reading import prefix_cache
+from personae.lm.tiny import tiny_lm
+from personae.people.persona import Persona
+from personae.steering.base import REGISTRY
+from personae.steering.replies import RepliesTask
+from personae.steering.selective import Selective
+from personae.steering.turns import as_messages
+
+SAID = {"i like tea .": ("tea please .", "more tea ."), "i like dogs .": ("my dog barks !", "a walk with the dog !")}
+CHATS = [
+    [{"role": "system", "content": "i like tea ."}, {"role": "user", "content": "what now ?"}],
+    [{"role": "system", "content": "i like dogs ."}, {"role": "user", "content": "a question that is much longer"}],
+    [{"role": "user", "content": "hi"}],
+]
+
+
+@pytest.fixture(scope="module")
+def dialogues() -> Dialogues:
+    return Dialogues(
+        [
+            Dialogue(
+                str(i),
+                (Turn("bob", f"hello {i} ?"), Turn(f"ann{i}", first), Turn("bob", "and ?"), Turn(f"ann{i}", then)),
+                {f"ann{i}": (persona,)},
+            )
+            for i in range(20)
+            for persona, (first, then) in [list(SAID.items())[i % 2]]
+        ]
+    )
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return tiny_lm()
+
+
+@pytest.fixture(scope="module")
+def people(dialogues) -> dict[str, Persona]:
+    rng = np.random.default_rng(0)
+    return {f"ann{i}": Persona(f"ann{i}", rng.normal(size=3), np.eye(3), 1.0) for i in range(len(dialogues))}
+
+
+def trained(lm, dialogues, people=None, **how) -> Selective:
+    how = {"n_prompts": 3, "n_tokens": 2, "steps": 12, **how}
+    return Selective(lm, **how).fit(dialogues, people, progress=False)
+
+
+@pytest.fixture(scope="module")
+def steerer(lm, dialogues) -> Selective:
+    return trained(lm, dialogues)
+
+
+def plain_nll(lm, prompt, virtual, reply) -> float:
+    """-log of a reply's probability by one pass of the whole model over one row."""
+    ids = reply_ids(lm, reply)
+    own = [virtual] if isinstance(virtual, torch.Tensor) else []
+    x = torch.cat([lm.embed(prompt.before), *own, lm.embed(prompt.after), lm.embed(ids)])[None]
+    cache = None if own else prefix_cache(virtual, lm.dtype)
+    with torch.no_grad():
+        logits = lm.model(inputs_embeds=x, past_key_values=cache, use_cache=cache is not None).logits[0].float()
+    log_p = logits.log_softmax(-1)[len(x[0]) - len(ids) - 1 : -1]
+    return -log_p[torch.arange(len(ids)), ids].sum().item()
+
+
+def of_row(virtual, row):
+    if isinstance(virtual, torch.Tensor):
+        return virtual[row]
+    return [(k[row : row + 1], v[row : row + 1]) for k, v in virtual]
+
+
+# what it computes ------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("placement", PLACEMENTS)
+def test_nll_is_that_of_a_plain_pass_with_the_chosen_prompt(lm, dialogues, placement):
+    steerer = trained(lm, dialogues, placement=placement, steps=2)
+    replies = ["tea please .", "my dog barks !", "a"]
+    nll, tokens = steerer.nll(CHATS, replies)
+    rows = steerer.rows(CHATS)
+    for i, reply in enumerate(replies):
+        prompt = chat_prompt(lm, CHATS[i], placement)
+        assert nll[i] == pytest.approx(plain_nll(lm, prompt, of_row(rows.virtual, i), reply), rel=1e-3)
+        assert tokens[i] == len(reply_ids(lm, reply))
+
+
+def test_a_mixture_weighs_the_likelihoods_of_its_prompts(lm, dialogues):
+    steerer = trained(lm, dialogues, selection="mixture")
+    p = steerer.choose(CHATS[:1])[0]
+    batch = next(steerer._batches(CHATS[:1], None))
+    with torch.no_grad():
+        virtual = steerer.network_.bank(batch.h, batch.z)[0]
+    prompt = chat_prompt(lm, CHATS[0], "late")
+    each = np.array([plain_nll(lm, prompt, virtual[k], "more tea .") for k in range(3)])
+    assert p.sum() == pytest.approx(1, abs=1e-5)
+    assert steerer.nll(CHATS[:1], ["more tea ."])[0][0] == pytest.approx(-np.log(p @ np.exp(-each)), rel=1e-3)
+
+
+@pytest.mark.parametrize("recipe", ["mixture", "paper"])
+def test_a_chat_has_the_same_prompt_alone_and_in_a_batch(lm, dialogues, recipe):
+    steerer = trained(lm, dialogues, recipe=recipe, steps=4)
+    together = steerer.choose(CHATS)
+    for i, chat in enumerate(CHATS):
+        np.testing.assert_allclose(steerer.choose([chat])[0], together[i], atol=1e-4)
+    rows = steerer.rows(CHATS)
+    texts = generate(lm, rows.prompts, rows.virtual, max_new_tokens=6)
+    assert texts == [generate(lm, *steerer.rows([chat]), max_new_tokens=6)[0] for chat in CHATS]
+
+
+def test_the_contexts_of_a_step_are_computed_once_whatever_the_number_of_prompts(lm, dialogues, monkeypatch):
+    encode, computed = lm.encode, []
+    monkeypatch.setattr(lm, "encode", lambda ids: computed.append(sum(map(len, ids))) or encode(ids))
+
+    def tokens(k: int) -> int:
+        computed.clear()
+        trained(lm, dialogues, n_prompts=k, steps=3)
+        return sum(computed)
+
+    assert tokens(1) == tokens(6) > 0
+
+
+# learning --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("recipe", ["mixture", "paper"])
+def test_it_learns_and_leaves_the_lm_alone(lm, dialogues, recipe):
+    before = {name: value.clone() for name, value in lm.model.state_dict().items()}
+    some = dialogues.examples()
+    chats, replies = [as_messages(e) for e in some], [e.reply for e in some]
+    untrained, _ = trained(lm, dialogues, recipe=recipe, steps=1).nll(chats, replies)
+    steerer = trained(lm, dialogues, recipe=recipe, steps=40)
+    assert steerer.nll(chats, replies)[0].sum() < 0.97 * untrained.sum()
+    assert all(torch.equal(value, before[name]) for name, value in lm.model.state_dict().items())
+    assert 1 <= steerer.effective_prompts_ <= 3.001
+
+
+def test_a_bank_that_everybody_leaves_to_one_prompt_is_called_one(lm, dialogues):
+    steerer = trained(lm, dialogues, steps=1)
+    assert not steerer.collapsed_
+    steerer.history_ = [{"step": 1, "nll": 1.0, "prompts in use": 1.02}]
+    assert steerer.collapsed_
+    steerer.n_prompts = 1
+    assert not steerer.collapsed_
+
+
+def test_resuming_gives_the_result_of_an_uninterrupted_run(lm, dialogues, tmp_path, monkeypatch):
+    whole = Selective(lm, n_prompts=2, n_tokens=2, steps=60).fit(dialogues, progress=False)
+    file = tmp_path / "checkpoint"
+
+    class Stopped(Exception):
+        pass
+
+    losses = RepliesTask.losses
+
+    def stop(self, step):
+        if step == 55:
+            raise Stopped
+        return losses(self, step)
+
+    interrupted, again = (Selective(lm, n_prompts=2, n_tokens=2, steps=60) for _ in range(2))
+    monkeypatch.setattr(RepliesTask, "losses", stop)
+    with pytest.raises(Stopped):
+        interrupted.fit(dialogues, checkpoint=file, progress=False)
+    monkeypatch.setattr(RepliesTask, "losses", losses)
+    again.fit(dialogues, checkpoint=file, resume=True, progress=False)
+    for name, value in whole.network_.state_dict().items():
+        assert torch.equal(value, again.network_.state_dict()[name]), name
+
+
+# people ----------------------------------------------------------------------------------------------------------
+def test_one_bank_speaks_differently_as_different_people(lm, dialogues, people):
+    steerer = trained(lm, dialogues, people, steps=30)
+    ann, eve = people["ann0"], people["ann1"]
+    first, second = steerer.rows([CHATS[0]] * 2, [ann, eve]).virtual
+    assert (first - second).abs().max() > 1e-4
+    p = steerer.predict_proba([ann, eve], [Question("q", "Tea?", ("no", "yes"))])
+    assert p.shape == (2, 1, 2)
+    assert p.sum(-1) == pytest.approx(1, abs=1e-5)
+    with pytest.raises(ValueError, match="give a persona for each of 1 chats"):
+        steerer.nll(CHATS[:1], ["tea ."])
+    with pytest.raises(ValueError, match='"stranger" has 2 numbers'):
+        steerer.chat("hi", Persona("stranger", np.zeros(2), np.eye(2), 1.0))
+
+
+@pytest.mark.parametrize("selection", ["hard", "mixture"])
+@pytest.mark.parametrize("read", ["letters", "text"])
+def test_questions_are_answered_alike_by_everybody_where_no_people_were_learned(lm, dialogues, people, selection, read):
+    steerer = trained(lm, dialogues, selection=selection, steps=2)
+    questions = [
+        Question("q", "Tea or coffee?", ("tea", "coffee", "neither of them")),
+        Question("r", "Dogs?", ("a", "b")),
+    ]
+    p = steerer.predict_proba([people["ann0"], people["ann1"]], questions, read)
+    assert p.shape == (2, 2, 3)
+    np.testing.assert_allclose(p[0], p[1])
+    np.testing.assert_allclose(p.sum(-1), 1, atol=1e-5)
+    assert (p[:, 1, 2] == 0).all()
+
+
+# controls and settings -------------------------------------------------------------------------------------------
+def test_a_random_prompt_is_the_same_for_the_same_context_and_all_are_drawn(lm, dialogues):
+    steerer = trained(lm, dialogues, choice="random", steps=2)
+    many = [[{"role": "user", "content": f"question {i}"}] for i in range(60)]
+    p = steerer.choose(many)
+    np.testing.assert_array_equal(p, steerer.choose(many))
+    assert np.bincount(p.argmax(1), minlength=3).min() > 5
+    assert p.max(1) == pytest.approx(1)
+
+
+def test_an_even_mixture_chooses_nothing(lm, dialogues):
+    steerer = trained(lm, dialogues, choice="uniform", selection="mixture", steps=2)
+    np.testing.assert_allclose(steerer.choose(CHATS), 1 / 3, atol=1e-6)
+
+
+@pytest.mark.parametrize("how", [{"n_prompts": 1, "shift": False}, {"reparametrise": True, "n_prompts": 1}])
+def test_prompt_tuning_and_p_tuning_are_banks_of_one(lm, dialogues, how):
+    steerer = trained(lm, dialogues, steps=4, **how)
+    np.testing.assert_allclose(steerer.choose(CHATS), 1)
+    first, second, _ = steerer.rows(CHATS).virtual
+    same = torch.equal(first, second)
+    assert same == (not how.get("shift", True))  # without a shift one prompt serves every context
+
+
+@pytest.mark.parametrize(
+    ("how", "said"),
+    [
+        ({"recipe": "best"}, "recipe is"),
+        ({"choice": "uniform"}, "no most probable prompt"),
+        ({"recipe": "paper", "placement": "prefix"}, "word embeddings"),
+        ({"weights": {"fusion": 1.0}}, "has no loss fusion; it has balance, contrast"),
+        ({"n_prompts": 0}, "n_prompts is 0"),
+    ],
+)
+def test_wrong_settings_are_said_before_anything_is_trained(lm, dialogues, how, said):
+    with pytest.raises(ValueError, match=said):
+        Selective(lm, **how).fit(dialogues, progress=False)
+
+
+def test_one_dialogue_is_too_few(lm, dialogues):
+    with pytest.raises(ValueError, match="two dialogues at least"):
+        Selective(lm, steps=1).fit(Dialogues([dialogues[0]]), progress=False)
+
+
+# files -----------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("how", [{}, {"recipe": "paper"}, {"reparametrise": True, "placement": "prefix"}])
+def test_what_was_saved_speaks_the_same(lm, dialogues, people, tmp_path, how):
+    known = people if not how else None
+    steerer = trained(lm, dialogues, known, steps=3, **how)
+    steerer.save(tmp_path)
+    again = REGISTRY["selective"].load(tmp_path, lm)
+    who = [people["ann0"]] * 3 if known else None
+    np.testing.assert_array_equal(steerer.choose(CHATS, who), again.choose(CHATS, who))
+    np.testing.assert_array_equal(
+        steerer.nll(CHATS, ["a", "b", "c"], who)[0], again.nll(CHATS, ["a", "b", "c"], who)[0]
+    )
+    assert again.effective_prompts_ == steerer.effective_prompts_
+    with pytest.raises(ValueError, match="train again"):
+        Selective.load(tmp_path, tiny_lm("gpt2"))
