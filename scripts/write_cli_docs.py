@@ -26,10 +26,18 @@ def document() -> str:
             "where an error came from; a failure ends in one sentence on stderr and a status that is not zero (2: the "
             "command was misspelt, 130: stopped by Ctrl-C).",
         ]
-        for name, command in main.commands.items():
-            with click.Context(command, parent=ctx, info_name=name) as inner:
-                parts += [f"## personae {name}", _text(command), _options(command, inner)]
+        parts += _commands(main, ctx)
     return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def _commands(group: click.Group, ctx: click.Context) -> list[str]:
+    """A section a command; those of a group stand below it."""
+    parts = []
+    for name, command in group.commands.items():
+        with click.Context(command, parent=ctx, info_name=name) as inner:
+            parts += [f"## {inner.command_path}", _text(command)]
+            parts += _commands(command, inner) if isinstance(command, click.Group) else [_options(command, inner)]
+    return parts
 
 
 def _text(command: click.Command) -> str:

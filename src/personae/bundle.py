@@ -85,6 +85,13 @@ class Bundle:
         _check_files(folder, manifest["files"])
         return cls(folder, manifest)
 
+    @classmethod
+    def from_pretrained(cls, name: str | Path, revision: str | None = None, token: str | None = None) -> Bundle:
+        """Open a bundle of the Hugging Face hub (``owner/name``) or a folder; see `personae.export.hub.pull`."""
+        from personae.export.hub import pull
+
+        return cls.open(pull(name, revision, token))
+
     @cached_property
     def people(self) -> OpinionModel:
         """The opinion model."""
@@ -214,6 +221,12 @@ class Bundle:
         parts = {"people": people, "cohorts": cohorts, "steerer": steerer}
         writers = {part: fitted.save for part, fitted in parts.items() if fitted is not None}
         return cls._write(Path(folder), writers, {"seeds": seeds, "data": about, "steerer": None}, steerer)
+
+    def push_to_hub(self, repo_id: str, **how: Any) -> str:
+        """Upload to the Hugging Face hub; see `personae.export.hub.push` for ``token``, ``private`` and others."""
+        from personae.export.hub import push
+
+        return push(self, repo_id, **how)
 
     def with_steerer(self, steerer: Any) -> Bundle:
         """Write this bundle again with another steerer, in place; the other parts are linked, not written."""

@@ -23,6 +23,7 @@ if TYPE_CHECKING:  # nothing but click at start-up: `personae --help` answers at
     from personae.bundle import Bundle
     from personae.data.survey import Survey
 
+_HUB = "hf:"  # a bundle of the hub: hf:owner/name
 BundlePath = click.Path(path_type=Path)
 
 
@@ -99,8 +100,12 @@ def _forget_output() -> None:
 
 # input -----------------------------------------------------------------------------------------------------------
 def open_bundle(folder: Path) -> Bundle:
+    """A folder, or ``hf:owner/name`` of the hub."""
     from personae.bundle import Bundle
 
+    if str(folder).startswith(_HUB):
+        with doing(f"fetching {str(folder).removeprefix(_HUB)} from the hub"):
+            return Bundle.from_pretrained(str(folder).removeprefix(_HUB))
     return Bundle.open(folder)
 
 

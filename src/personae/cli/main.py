@@ -14,6 +14,7 @@ from personae.cli.cohorts import cohorts
 from personae.cli.common import Group
 from personae.cli.demo import demo
 from personae.cli.evaluate import evaluate
+from personae.cli.export import export
 from personae.cli.fit import fit, questions
 from personae.cli.models import models
 from personae.cli.report import report
@@ -41,7 +42,7 @@ def main(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for _command in (demo, fit, questions, cohorts, steer, ask, chat, evaluate, report, serve, models, bench):
+for _command in (demo, fit, questions, cohorts, steer, ask, chat, evaluate, report, export, serve, models, bench):
     main.add_command(_command)
 
 if __name__ == "__main__":

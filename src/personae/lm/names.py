@@ -79,11 +79,16 @@ def resolve(name: str, kind: Kind = "LM") -> Path:
         if not (folder / "config.json").is_file():
             raise ModelNotFound(f"{folder} has no config.json; give the folder of a Hugging Face model")
         return folder
-    if name.count("/") == 1 and not name.startswith((".", "/", "~")):
+    if is_hub_id(name):
         return _from_hub(name)
     raise ModelNotFound(
         f'there is no {kind} "{name}": give a folder, a hub id such as org/model, or one of: {", ".join(named)}'
     )
+
+
+def is_hub_id(name: str) -> bool:
+    """Whether a name that is no folder is meant as ``owner/name`` of the hub."""
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
 
 
 def known() -> list[dict[str, Any]]:

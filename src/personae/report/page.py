@@ -26,7 +26,7 @@ from personae.people.figures import (
 )
 from personae.people.map import plot_map
 from personae.report.figures import plot_training
-from personae.report.tables import Table, between, evaluation_tables, percent, read_evaluation
+from personae.report.tables import Table, about_evaluation, between, evaluation_tables, percent, read_evaluation
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -111,7 +111,7 @@ def report(bundle: Bundle, evaluation: Path | None = None) -> str:
         steered=bundle.manifest["steerer"] is not None,
         training=_plain(plot_training(history)) if history else None,
         evaluation=[] if result is None else evaluation_tables(result),
-        evaluated=None if result is None else _evaluated(result, bundle),
+        evaluated=None if result is None else about_evaluation(result, bundle.manifest["data"]),
         provenance=_provenance(bundle, steerer),
         script=Markup(get_plotlyjs()),
     )
@@ -223,19 +223,6 @@ def _about_steerer(bundle: Bundle) -> dict[str, Any]:
     path = bundle._part("steerer") / "steerer.json"
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found
-
-
-def _evaluated(result: dict[str, Any], bundle: Bundle) -> str:
-    """Whether the evaluation is of the bundle's survey."""
-    settings, data = result.get("settings", {}), bundle.manifest["data"]
-    lm = result.get("identity", {}).get("lm", {}).get("name", "an unknown LM")
-    about = f"Models were fitted anew to a part of the survey and judged on the rest, with the LM {lm}. "
-    if settings.get("survey") == data["fingerprint"]:
-        return about + "It is the survey of this bundle."
-    return about + (
-        f"It is not the survey of this bundle, or a part of it was held out: its fingerprint is "
-        f"{str(settings.get('survey'))[:12]}, the bundle's {data['fingerprint'][:12]}."
-    )
 
 
 def _provenance(bundle: Bundle, steerer: dict[str, Any]) -> list[Table]:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from personae.lm.names import is_hub_id
+
 _CELLS = {
     "seen": "held-out answers of people who were fitted",
     "new": "questions that nobody was asked in training",
@@ -45,6 +47,11 @@ def between(low: float, high: float) -> str:
     return f"{percent(low)} to {percent(high)}"
 
 
+def file_name(name: str) -> str:
+    """A file or folder without the folders it lies in, which are nobody's business; a hub id stays whole."""
+    return name if is_hub_id(name) else Path(name).name
+
+
 # an evaluation ---------------------------------------------------------------------------------------------------
 def read_evaluation(folder: Path) -> dict[str, Any]:
     """The `result.json` that `personae evaluate` left in a folder.
@@ -64,6 +71,19 @@ def read_evaluation(folder: Path) -> dict[str, Any]:
     if not isinstance(found, dict) or not isinstance(found.get("tables"), dict):
         raise ValueError(f"{path} is not the result of an evaluation; run personae evaluate again")
     return found
+
+
+def about_evaluation(found: Mapping[str, Any], data: Mapping[str, Any]) -> str:
+    """What was evaluated, and whether it is the survey of a bundle, of whose manifest ``data`` is a part."""
+    settings = found.get("settings", {})
+    lm = file_name(found.get("identity", {}).get("lm", {}).get("name", "an unknown LM"))
+    about = f"Models were fitted anew to a part of the survey and judged on the rest, with the LM {lm}. "
+    if settings.get("survey") == data["fingerprint"]:
+        return about + "It is the survey of this bundle."
+    return about + (
+        f"It is not the survey of this bundle, or a part of it was held out: its fingerprint is "
+        f"{str(settings.get('survey'))[:12]}, the bundle's {data['fingerprint'][:12]}."
+    )
 
 
 def evaluation_tables(found: Mapping[str, Any]) -> list[Table]:

@@ -198,9 +198,7 @@ class PersonaPrompt(Steerer):
             asked = [questions[j] for j in columns]
             prepared = prepare(self.lm_, [put(self.lm_, q.text, q.options, self.placement_) for q in asked])
             options = [q.options for q in asked]
-            sharp = torch.tensor([1.0 if _mark(q) in self.known_ else self.sharpness_ for q in asked]).to(
-                vectors.device
-            )
+            sharp = torch.tensor([self.sharpness_of(q) for q in asked]).to(vectors.device)
             longest = max(len(p.after) for p in prepared.prompts) + self.n_tokens_[read]
             if read == "text":
                 longest += max(sum(len(self.lm_.tokens(o)) for o in each) for each in options)
@@ -212,6 +210,10 @@ class PersonaPrompt(Steerer):
                 p = torch.softmax(logits * sharp[:, None, None] if read == "letters" else logits, -1)
                 out[rows, columns, : p.shape[2]] = p.transpose(0, 1).cpu().numpy()
         return out
+
+    def sharpness_of(self, question: Question) -> float:
+        """What the logits of a question's letters are multiplied with: 1 for one that was trained on."""
+        return 1.0 if _mark(question) in self.known_ else self.sharpness_
 
     def virtual_tokens(
         self, prepared: Prepared, vectors: torch.Tensor, format: str, n_options: list[int] | None = None

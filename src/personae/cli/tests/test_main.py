@@ -39,11 +39,14 @@ def test_nothing_heavy_is_imported_at_start():
     assert not {"torch", "transformers", "pandas", "numpy", "rich", "sklearn", "pyarrow"} & set(loaded)
 
 
-@pytest.mark.parametrize("name", [None, *main.commands])
-def test_every_command_has_help_and_json(run, name):
-    text = run(*([name] if name else []), "--help").stdout
+GROUPED = [[name, part] for name, group in main.commands.items() for part in getattr(group, "commands", {})]
+
+
+@pytest.mark.parametrize("names", [[], *([name] for name in main.commands), *GROUPED], ids=" ".join)
+def test_every_command_has_help_and_json(run, names):
+    text = run(*names, "--help").stdout
     assert text.startswith("Usage: personae")
-    assert name is None or ("--json" in text and "--debug" in text)
+    assert not names or ("--json" in text and "--debug" in text)
 
 
 def test_no_command_prints_the_help(run):
