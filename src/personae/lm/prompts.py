@@ -89,7 +89,12 @@ def _question_prompt(lm: FrozenLM, body: str, placement: Placement, about: str) 
         system = [{"role": "system", "content": about}] if about else []
         return chat_prompt(lm, [*system, {"role": "user", "content": body}], placement, opening="Answer:")
     about = about + "\n" if about else ""
-    ids = (*lm.bos, *lm.tokens(f"{about}Question: {body}\nAnswer:"))
+    return plain_prompt(lm, f"{about}Question: {body}\nAnswer:", placement)
+
+
+def plain_prompt(lm: FrozenLM, text: str, placement: Placement) -> Prompt:
+    """A text that the LM goes on with; it has no system message, whose slot stands before everything instead."""
+    ids = (*lm.bos, *lm.tokens(text))
     return Prompt(ids, ()) if placement == "late" else Prompt((), ids)
 
 

@@ -20,6 +20,7 @@ from personae.lm.reading import KeyValues
 from personae.people.persona import ANYONE, Persona
 
 REGISTRY: dict[str, type[Steerer]] = {}
+_PART = 16  # people whose answers to one question are computed without a pause
 READS = ("letters", "text")  # how an answer is read: by option letter, or by the options' full text
 
 
@@ -72,6 +73,28 @@ class Steerer(BaseEstimator, ABC):
     @abstractmethod
     def save(self, folder: Path | str) -> None:
         """Write tensors as safetensors and the rest as JSON into an existing or new folder."""
+
+    # what a method may do better, or at all --------------------------------------------------------------------
+    def predict_parts(
+        self, personas: Sequence[Persona], questions: Sequence[Question], read: str = "letters"
+    ) -> Iterator[tuple[slice, list[int], np.ndarray]]:
+        """`predict_proba` a part at a time, each of a fraction of a second, so that other work fits in between.
+
+        Yields
+        ------
+        (rows, columns, p)
+            Which personas and which questions, and their probabilities (n, q, k).
+        """
+        for j, question in enumerate(questions):
+            for first in range(0, len(personas), _PART):
+                rows = slice(first, first + _PART)
+                yield rows, [j], self.predict_proba(personas[rows], [question], read)
+
+    def text_rows(self, text: str, personas: Sequence[Persona]) -> ChatRows:
+        """A text as each persona goes on with it, as `chat_rows` gives a chat."""
+        raise ValueError(
+            f"the method {self.method} steers answers and chats, not the continuation of a text; use a chat"
+        )
 
     # what follows from it --------------------------------------------------------------------------------------
     def stream(
