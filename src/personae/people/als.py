@@ -252,8 +252,7 @@ def _questions_step(sums: Sums, noise: np.ndarray, prior: np.ndarray) -> tuple[S
     def step(rows: slice) -> None:
         gram, target = sums.gram[rows], sums.target[rows]
         weight = (1 / noise[rows]).astype(np.float32)[:, None]
-        known = ((a * weight).astype(np.float32, copy=False) for a in (gram, target))
-        mean, moment = _posterior(*known, prior, questions.constant)
+        mean, moment = _posterior(_single(gram * weight), _single(target * weight), prior, questions.constant)
         # sum_i E (z - v.y)^2 needs no second pass over the answers
         error[rows] = sums.squares[rows] - 2 * (target * mean).sum(1) + (gram * moment * twice).sum(1)
         questions.mean[rows], questions.moment[rows] = mean, moment
@@ -337,6 +336,11 @@ def spectral_start(
     mean[:, :d] = block * np.sqrt(n_questions / d) * 0.5
     mean[:, d] = 1
     return Side(mean, pack(mean[:, :, None] * mean[:, None, :]), 0.3 * np.eye(d + 1), constant=d)
+
+
+def _single(sums: np.ndarray) -> np.ndarray:
+    """In single precision, like all factors, where many sums were added in double."""
+    return sums.astype(np.float32, copy=False)
 
 
 def _empty(n: int, size: int, prior: np.ndarray, constant: int) -> Side:

@@ -1,0 +1,1 @@
+"""Beyond memory and beyond one machine: answers of any number of people, in shards."""

@@ -1,0 +1,371 @@
+"""`AnswerStore`: the answers of any number of people on disk, in shards of whole people."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from personae.data.account import Account, SurveyError
+from personae.data.codebook import Entry, read_questions
+from personae.data.long import LONG_COLUMNS
+from personae.data.survey import Question, Survey
+
+_FORMAT = 1
+_BATCH = 1 << 18  # rows that are read at a time
+_INCOMING = pa.schema([("respondent", pa.string()), ("question", pa.int32()), ("option", pa.int16())])
+
+
+class Shard(NamedTuple):
+    """Answers of some people, sorted by person and then question; those of person i are ``start[i]:start[i + 1]``."""
+
+    start: np.ndarray  # (n + 1,) int64
+    question: np.ndarray  # (n_answers,) int32
+    option: np.ndarray  # (n_answers,) int16
+
+
+@dataclass(frozen=True)
+class AnswerStore:
+    """Answers too many for memory: long tables, checked once, as shards of whole people that are quick to read again.
+
+    Who is in which shard depends on the respondent's id and the number of shards alone, so the rows of the long tables
+    may come in any order.
+
+    Attributes
+    ----------
+    folder : Path
+        ``store.json``, ``questions.parquet`` and two Parquet files a shard.
+    questions : tuple of Question
+    counts : int array, shape (Q, K)
+        How often each option was given, zero beyond a question's options.
+    sizes : tuple of (int, int)
+        People and answers of each shard.
+    account : dict
+        What was skipped and why, as `Account.as_dict` has it.
+
+    Examples
+    --------
+    >>> import pathlib, tempfile
+    >>> folder = pathlib.Path(tempfile.mkdtemp())
+    >>> long = pd.DataFrame({"respondent": ["ann", "bob", "ann"], "question": ["tea", "tea", "dog"],
+    ...                      "answer": ["no", "yes", "yes"]})
+    >>> long.to_parquet(folder / "long.parquet")
+    >>> asked = [Question("tea", "Tea?", ("yes", "no")), Question("dog", "A dog?", ("yes", "no"))]
+    >>> store = AnswerStore.write(folder / "long.parquet", asked, folder / "store")
+    >>> store
+    AnswerStore(2 people x 2 questions, 3 answers, 1 shards)
+    >>> store.survey().answers_of("ann")
+    {'tea': 'no', 'dog': 'yes'}
+    """
+
+    folder: Path
+    questions: tuple[Question, ...]
+    counts: np.ndarray
+    sizes: tuple[tuple[int, int], ...]
+    account: dict
+
+    @property
+    def n_people(self) -> int:
+        return sum(n for n, _ in self.sizes)
+
+    @property
+    def n_answers(self) -> int:
+        return sum(n for _, n in self.sizes)
+
+    @property
+    def shards(self) -> list[int]:
+        """Numbers of the shards that hold anybody."""
+        return [shard for shard, (people, _) in enumerate(self.sizes) if people]
+
+    @property
+    def n_options(self) -> np.ndarray:
+        return np.array([len(q.options) for q in self.questions])
+
+    def __repr__(self) -> str:
+        return (
+            f"AnswerStore({self.n_people:,} people x {len(self.questions):,} questions, {self.n_answers:,} answers, "
+            f"{len(self.sizes):,} shards)"
+        )
+
+    # reading ---------------------------------------------------------------------------------------------------
+    @classmethod
+    def open(cls, folder: str | Path) -> AnswerStore:
+        """Open what `write` wrote; raises ``SurveyError`` if there is none, or one of another format."""
+        folder = Path(folder)
+        if not (folder / "store.json").is_file():
+            raise SurveyError(
+                f"there is no answer store in {folder}: store.json is missing; AnswerStore.write makes one"
+            )
+        facts = json.loads((folder / "store.json").read_text(encoding="utf-8"))
+        if facts.get("format") != _FORMAT:
+            raise SurveyError(
+                f"the answer store in {folder} has format {facts.get('format')}, this version reads {_FORMAT}; "
+                "write it again from the long tables"
+            )
+        table = pq.read_table(folder / "questions.parquet").to_pylist()
+        questions = tuple(Question(r["id"], r["text"], tuple(r["options"]), r["title"], r["topic"]) for r in table)
+        sizes = tuple((int(people), int(answers)) for people, answers in facts["shards"])
+        return cls(folder, questions, np.array([r["counts"] for r in table]), sizes, facts["account"])
+
+    def read(self, shard: int) -> Shard:
+        """The answers of one shard."""
+        given = pq.read_table(_people(self.folder, shard), columns=["answers"]).column(0).to_numpy()
+        table = pq.read_table(_answers(self.folder, shard))
+        start = np.concatenate([[0], np.cumsum(given, dtype=np.int64)])
+        return Shard(start, table.column("question").to_numpy(), table.column("option").to_numpy())
+
+    def respondents(self, shard: int) -> np.ndarray:
+        """Ids of the people of one shard, in order."""
+        return pq.read_table(_people(self.folder, shard), columns=["respondent"]).column(0).to_numpy()
+
+    def drawn(self, shard: int, share: float | np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Which answers of a shard `survey` keeps, (n_answers,) bool, and the row of the person of each of them all."""
+        said = self.read(shard)
+        row = np.repeat(np.arange(len(said.start) - 1), np.diff(said.start))
+        below = np.broadcast_to(share, len(self.questions))
+        return place(self.respondents(shard))[row] < below[said.question], row
+
+    def survey(self, share: float | np.ndarray = 1.0) -> Survey:
+        """A random part of the answers as a `Survey`.
+
+        Parameters
+        ----------
+        share : float or array of shape (Q,)
+            Everybody has a place from 0 to 1, drawn by id; answers to question j are kept of those below share[j]. One
+            number keeps or leaves whole people.
+
+        Raises
+        ------
+        SurveyError
+            Nobody is left.
+        """
+        names, person, question, option = [], [], [], []
+        people = 0
+        for shard in self.shards:
+            said, (kept, row) = self.read(shard), self.drawn(shard, share)
+            rows, mine = np.unique(row[kept], return_inverse=True)
+            names.append(self.respondents(shard)[rows])
+            person.append(people + mine)
+            question.append(said.question[kept])
+            option.append(said.option[kept])
+            people += len(rows)
+        if not people:
+            raise SurveyError(f"the part of {self} that was asked for holds nobody; ask for a larger share")
+        joined = np.concatenate
+        return Survey(self.questions, joined(names), joined(person), joined(question), joined(option))
+
+    # writing ---------------------------------------------------------------------------------------------------
+    @classmethod
+    def write(
+        cls,
+        answers: str | Path,
+        questions: str | Path | Sequence[Question],
+        folder: str | Path,
+        answers_per_shard: int = 1_000_000,
+        progress: Callable[[int], None] = lambda rows: None,
+    ) -> AnswerStore:
+        """Check long tables and shard them by respondent; memory is bounded by a shard, rows may come in any order.
+
+        Parameters
+        ----------
+        answers : str or Path
+            A Parquet file, or a folder of them (at any depth), with the columns of `read_long`: ``respondent``,
+            ``question`` and ``answer``, one row an answer, as text or integers.
+        questions : str or Path, or sequence of Question
+            The questions table (`read_questions`), or the questions themselves.
+        folder : str or Path
+            Must not exist; it appears when everything is written.
+        answers_per_shard : int
+            About so many; people are never split.
+        progress
+            Called with the number of rows read so far.
+
+        Raises
+        ------
+        SurveyError
+            With the file and row of an unknown option, a missing id or a column of the wrong kind, or the person and
+            question of a cell that is answered twice.
+        """
+        folder = Path(folder)
+        if folder.exists():
+            raise SurveyError(f"{folder} exists; remove it, or write the answer store to another folder")
+        account = Account(str(answers), "long")
+        if isinstance(questions, (str, Path)):
+            entries = read_questions(questions, account)
+        else:
+            entries = {q.id: Entry(q, {label: k for k, label in enumerate(q.options)}) for q in questions}
+        files = _files(Path(answers))
+        n_shards = max(1, -(-sum(pq.ParquetFile(f).metadata.num_rows for f in files) // answers_per_shard))
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+        try:
+            rows, counts = 0, np.zeros((len(entries), max(len(e.question.options) for e in entries.values())), np.int64)
+            for file, first, raw in _batches(files):
+                batch = _Batch.of(file, first, raw, entries, account)
+                cell = batch.question.astype(np.int64) * counts.shape[1] + batch.option
+                counts += np.bincount(cell, minlength=counts.size).reshape(counts.shape)
+                _scatter(batch, n_shards, new)
+                rows += raw.num_rows
+                progress(rows)
+            asked = [entry.question for entry, n in zip(entries.values(), counts.sum(1), strict=True) if n]
+            for name in entries.keys() - {q.id for q in asked}:
+                account.add("question nobody answered, left out", where=name)
+            if not asked:
+                raise SurveyError(f"{Path(answers).name} holds no answers to any known question")
+            column = np.cumsum(counts.any(1)) - 1
+            sizes = [_gather(new, shard, column.astype(np.int32), asked) for shard in range(n_shards)]
+            columns = {c: [getattr(q, c) for q in asked] for c in ("id", "text", "options", "title", "topic")}
+            counts = counts[counts.any(1), : max(len(q.options) for q in asked)]
+            pq.write_table(pa.table({**columns, "counts": list(counts)}), new / "questions.parquet")
+            facts = {"format": _FORMAT, "shards": sizes, "account": account.as_dict()}
+            (new / "store.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
+            new.chmod(0o755)
+            new.rename(folder)
+        except BaseException:
+            shutil.rmtree(new, ignore_errors=True)
+            raise
+        return cls.open(folder)
+
+
+def place(ids: np.ndarray) -> np.ndarray:
+    """Where people stand from 0 to 1, by their id alone; the same on every machine."""
+    return (_hash(ids) >> np.uint64(11)) / 2.0**53
+
+
+def _hash(ids: np.ndarray) -> np.ndarray:
+    return pd.util.hash_array(np.asarray(ids, dtype=object), categorize=False)
+
+
+def _people(folder: Path, shard: int) -> Path:
+    return folder / f"{shard:05d}.people.parquet"
+
+
+def _answers(folder: Path, shard: int) -> Path:
+    return folder / f"{shard:05d}.answers.parquet"
+
+
+# first pass: rows to the file of their shard ---------------------------------------------------------------------
+def _files(path: Path) -> list[Path]:
+    files = sorted(path.rglob("*.parquet")) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise SurveyError(f"there is no Parquet file at {path}; long answers are a .parquet file or a folder of them")
+    for file in files:
+        try:
+            names = pq.ParquetFile(file).schema_arrow.names
+        except (pa.ArrowException, OSError) as error:
+            raise SurveyError(f"cannot read {file}: {str(error).splitlines()[0]}") from None
+        if missing := [name for name in LONG_COLUMNS if name not in names]:
+            raise SurveyError(f'{file.name} has no column "{missing[0]}"; its columns are: {", ".join(names)}')
+    return files
+
+
+def _batches(files: Sequence[Path]) -> Iterator[tuple[Path, int, pa.RecordBatch]]:
+    """File, number of rows before, and rows."""
+    for file in files:
+        first = 0
+        for batch in pq.ParquetFile(file).iter_batches(_BATCH, columns=list(LONG_COLUMNS)):
+            yield file, first, batch
+            first += batch.num_rows
+
+
+class _Batch(NamedTuple):
+    """Rows that are answers: the respondent's id as a code, column of the question, index of the option."""
+
+    labels: pa.Array
+    respondent: np.ndarray
+    question: np.ndarray
+    option: np.ndarray
+
+    @classmethod
+    def of(cls, file: Path, first: int, batch: pa.RecordBatch, entries: dict[str, Entry], account: Account) -> _Batch:
+        (who, whos), (what, whats), (said, saids) = (
+            _encode(file, name, batch.column(batch.schema.get_field_index(name))) for name in LONG_COLUMNS
+        )
+        for name, codes in zip(LONG_COLUMNS[:2], (who, what), strict=True):
+            if (codes < 0).any():
+                row = first + int(np.flatnonzero(codes < 0)[0]) + 1
+                raise SurveyError(f"{file.name}: row {row}, column {name} is empty; every row needs both ids")
+        pair, pairs = pd.factorize(what.astype(np.int64) * (len(saids) + 1) + said + 1)
+        column = {name: j for j, name in enumerate(entries)}
+        texts, labels = whats.to_pylist(), saids.to_pylist()
+        item, option = np.empty(len(pairs), np.int32), np.empty(len(pairs), np.int16)
+        for i, (j, k) in enumerate(zip(*divmod(pairs, len(saids) + 1), strict=True)):
+            item[i] = column.get(texts[j], -1)
+            option[i] = -1 if k == 0 or item[i] < 0 else entries[texts[j]].accepted.get(labels[k - 1], -2)
+            if option[i] == -2:
+                row, question = first + int(np.flatnonzero(pair == i)[0]) + 1, entries[texts[j]].question
+                raise SurveyError(
+                    f'{file.name}: row {row}, column answer: "{labels[k - 1]}" is not an option of question '
+                    f'"{question.id}"; it has: {" | ".join(question.options)}; correct the answers or the questions '
+                    "table, and leave the cell empty where there is no answer"
+                )
+        account.add("row without an answer", int((said < 0).sum()))
+        skipped = (item < 0)[pair] & (said >= 0)
+        for j in np.unique(what[skipped]):
+            count = int((what[skipped] == j).sum())
+            account.add("answer to a question that is not in the questions table, skipped", count, texts[j])
+        kept = (option >= 0)[pair]
+        return cls(whos, who[kept], item[pair][kept], option[pair][kept])
+
+
+def _encode(file: Path, name: str, column: pa.Array) -> tuple[np.ndarray, pa.Array]:
+    """Codes (n,), -1 where empty, and labels without blanks around them."""
+    kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
+        raise SurveyError(f"{file.name}: column {name} holds {kind} values; write it as text")
+    text = pc.utf8_trim_whitespace(column.cast(pa.string()))
+    encoded = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text).dictionary_encode()
+    return encoded.indices.fill_null(-1).to_numpy(), encoded.dictionary
+
+
+def _scatter(batch: _Batch, n_shards: int, folder: Path) -> None:
+    """Append the rows to the files of their shards; each piece is an Arrow stream of its own."""
+    shard = (_hash(batch.labels.to_numpy(zero_copy_only=False)) % np.uint64(n_shards)).astype(np.int32)
+    shard = shard[batch.respondent]
+    order = np.argsort(shard, kind="stable")
+    respondent = batch.labels.take(pa.array(batch.respondent[order]))
+    rows = pa.record_batch([respondent, batch.question[order], batch.option[order]], schema=_INCOMING)
+    ends = np.cumsum(np.bincount(shard, minlength=n_shards))
+    for k, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
+        if end > start:
+            with open(folder / f"{k:05d}.incoming", "ab") as file, pa.ipc.new_stream(file, _INCOMING) as stream:
+                stream.write_batch(rows.slice(start, end - start))
+
+
+# second pass: each shard by person and question ------------------------------------------------------------------
+def _gather(folder: Path, shard: int, column: np.ndarray, questions: Sequence[Question]) -> tuple[int, int]:
+    """Sort and check one shard; how many people and answers it has."""
+    incoming = folder / f"{shard:05d}.incoming"
+    parts = [_INCOMING.empty_table()]
+    if incoming.exists():
+        with open(incoming, "rb") as file:
+            while file.tell() < incoming.stat().st_size:
+                parts.append(pa.ipc.open_stream(file).read_all())
+        incoming.unlink()
+    table = pa.concat_tables(parts).combine_chunks()
+    who = table.column("respondent").combine_chunks().dictionary_encode()
+    question, option = column[table.column("question").to_numpy()], table.column("option").to_numpy()
+    cell = who.indices.to_numpy().astype(np.int64) * len(questions) + question
+    order = np.argsort(cell, kind="stable")
+    twice = np.flatnonzero(np.diff(cell[order]) == 0)
+    if len(twice):
+        i, j = divmod(int(cell[order[twice[0]]]), len(questions))
+        raise SurveyError(
+            f'respondent "{who.dictionary[i]}" answers question "{questions[j].id}" more than once (repeats in this '
+            f"shard: {len(twice):,}); keep one answer for each person and question"
+        )
+    question, option = question[order], option[order]
+    given = np.bincount(who.indices.to_numpy(), minlength=len(who.dictionary)).astype(np.int32)
+    pq.write_table(pa.table({"respondent": who.dictionary, "answers": given}), _people(folder, shard))
+    pq.write_table(pa.table({"question": question, "option": option}), _answers(folder, shard))
+    return len(given), len(question)
