@@ -70,13 +70,13 @@ class ExportedPrompt:
             )
         asked = _ANY_QUESTION if context is None else context
         if isinstance(asked, Question):
-            (prompt,), rows = check_method(steerer).question_rows(asked, [persona])
+            rows = check_method(steerer).question_rows(asked, [persona])
         else:
-            (prompt,), rows = check_method(steerer).chat_rows(asked, [persona])
-        assert rows is not None
-        virtual = rows[0] if isinstance(rows, Tensor) else rows
+            rows = check_method(steerer).chat_rows(asked, [persona])
+        assert rows.virtual is not None  # as of every `PersonaPrompt`
+        virtual = rows.virtual[0] if isinstance(rows.virtual, Tensor) else rows.virtual
         check_finite(virtual, persona)
-        return cls(steerer, persona, context, None if context is None else prompt, virtual)
+        return cls(steerer, persona, context, None if context is None else rows.prompts[0], virtual)
 
     @property
     def letters(self) -> dict[str, int]:

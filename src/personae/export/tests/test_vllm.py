@@ -64,9 +64,9 @@ def test_a_chat_holds_the_virtual_tokens_as_a_content_part(train, people, placem
 
 def whole(steerer, persona, messages):
     """Embeddings (n, H) of a chat with its virtual tokens."""
-    (prompt,), virtual = steerer.chat_rows(messages, [persona])
-    embed = steerer.lm_.embed
-    return torch.cat([embed(prompt.before), virtual[0], embed(prompt.after)])
+    rows = steerer.chat_rows(messages, [persona])
+    (prompt,), embed = rows.prompts, steerer.lm_.embed
+    return torch.cat([embed(prompt.before), rows.virtual[0], embed(prompt.after)])
 
 
 def without_template():
