@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 
 from personae.data.survey import Question, Survey
 from personae.lm.frozen import FrozenLM
-from personae.lm.prompts import Message, Placement, chat_prompt, letters_prompt, text_prompt
+from personae.lm.prompts import Message, Placement, Prompt, chat_prompt, letters_prompt, plain_prompt, text_prompt
 from personae.lm.reading import KeyValues, Prepared, option_logits, prepare
 from personae.people.persona import Persona
 from personae.people.text_opinion_model import PersonContext, TextOpinionModel
@@ -184,11 +184,25 @@ class PersonaPrompt(Steerer):
         self, vectors: torch.Tensor, questions: Sequence[Question], read: str = "letters"
     ) -> np.ndarray:
         """`predict_proba` of person vectors (P, D)."""
+        width = max(len(q.options) for q in questions)
+        out = np.zeros((len(vectors), len(questions), width), dtype=np.float32)
+        for rows, columns, p in self._parts(vectors, questions, read):
+            out[rows, columns, : p.shape[2]] = p
+        return out
+
+    def predict_parts(
+        self, personas: Sequence[Persona], questions: Sequence[Question], read: str = "letters"
+    ) -> Iterator[tuple[slice, list[int], np.ndarray]]:
+        """See `Steerer`; together the parts take no longer than `predict_proba`, whose passes they are."""
+        return self._parts(self._vectors(personas), questions, read)
+
+    @torch.no_grad()
+    def _parts(
+        self, vectors: torch.Tensor, questions: Sequence[Question], read: str
+    ) -> Iterator[tuple[slice, list[int], np.ndarray]]:
         check_read(read)
         vectors = vectors.to(self.lm_.device)
         put = letters_prompt if read == "letters" else text_prompt
-        width = max(len(q.options) for q in questions)
-        out = np.zeros((len(vectors), len(questions), width), dtype=np.float32)
         # Longest last, so that a pass holds questions of similar length.
         order = sorted(
             range(len(questions)), key=lambda j: len(questions[j].text) + sum(map(len, questions[j].options))
@@ -208,8 +222,7 @@ class PersonaPrompt(Steerer):
                 virtual = self.virtual_tokens(prepared, vectors[rows], read, [len(o) for o in options])
                 logits = option_logits(self.lm_, prepared, virtual, options, read)
                 p = torch.softmax(logits * sharp[:, None, None] if read == "letters" else logits, -1)
-                out[rows, columns, : p.shape[2]] = p.transpose(0, 1).cpu().numpy()
-        return out
+                yield rows, columns, p.transpose(0, 1).cpu().numpy()
 
     def sharpness_of(self, question: Question) -> float:
         """What the logits of a question's letters are multiplied with: 1 for one that was trained on."""
@@ -221,22 +234,26 @@ class PersonaPrompt(Steerer):
         """Virtual tokens (C, N, T, H) of people (N, D) in C contexts; key/values a layer for ``prefix``."""
         return self.network_(vectors, prepared.representation, format, n_options)
 
-    @torch.no_grad()
     def question_rows(self, question: Question, personas: Sequence[Persona]) -> ChatRows:
         """One question with lettered options as each persona is asked it, as `chat_rows` gives a chat."""
         prompt = letters_prompt(self.lm_, question.text, question.options, self.placement_)
-        prepared = prepare(self.lm_, [prompt])
-        virtual = self.virtual_tokens(prepared, self._vectors(personas), "letters", [len(question.options)])
-        return ChatRows([prompt] * len(personas), virtual[0] if isinstance(virtual, torch.Tensor) else virtual)
+        return self._rows(prompt, personas, "letters", [len(question.options)])
 
     # talking ---------------------------------------------------------------------------------------------------
-    @torch.no_grad()
     def chat_rows(self, messages: Sequence[Message], personas: Sequence[Persona]) -> ChatRows:
         """See `Steerer`; the chat is read once for everybody."""
-        prompt = chat_prompt(self.lm_, messages, self.placement_)
-        virtual = self.virtual_tokens(prepare(self.lm_, [prompt]), self._vectors(personas), "talk")
-        rows = virtual[0] if isinstance(virtual, torch.Tensor) else virtual
-        return ChatRows([prompt] * len(personas), rows)
+        return self._rows(chat_prompt(self.lm_, messages, self.placement_), personas, "talk")
+
+    def text_rows(self, text: str, personas: Sequence[Persona]) -> ChatRows:
+        """See `Steerer`; the virtual tokens are those of talking, in the context of the text."""
+        return self._rows(plain_prompt(self.lm_, text, self.placement_), personas, "talk")
+
+    @torch.no_grad()
+    def _rows(
+        self, prompt: Prompt, personas: Sequence[Persona], format: str, n_options: list[int] | None = None
+    ) -> ChatRows:
+        virtual = self.virtual_tokens(prepare(self.lm_, [prompt]), self._vectors(personas), format, n_options)
+        return ChatRows([prompt] * len(personas), virtual[0] if isinstance(virtual, torch.Tensor) else virtual)
 
     def _vectors(self, personas: Sequence[Persona]) -> torch.Tensor:
         """Person vectors (P, D) on the LM's device."""
