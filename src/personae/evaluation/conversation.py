@@ -202,7 +202,7 @@ def compare_replies(
                 _of_pairs(replies.texts, examples),
                 ((m, examples.dialogues.interval(f(replies.texts, examples.references))) for m, f in likeness.items()),
                 _of_texts(replies.texts, examples, words, seed),
-                _of_lm(replies, examples),
+                of_lm(replies, examples),
             )
             for metric, interval in part
         ]
@@ -218,7 +218,7 @@ def _of_pairs(texts: Sequence[str], examples: Examples) -> Iterator[tuple[str, I
     yield "f1", mean(np.array([measure.f1(a, b) for a, b in pairs]))
     yield "f1_normalised", mean(np.array([measure.f1(a, b, normalised=True) for a, b in pairs]))
     counts = np.array([measure.bleu_counts(a, b) for a, b in pairs])  # (n, 10)
-    yield "bleu", _of_sums(examples.dialogues, counts, measure.bleu_of)
+    yield "bleu", of_sums(examples.dialogues, counts, measure.bleu_of)
     rouge = np.array([measure.rouge(a, b) for a, b in pairs])  # (n, 3)
     for name, values in zip(("rouge_1", "rouge_2", "rouge_l"), rouge.T, strict=True):
         yield name, mean(values)
@@ -237,19 +237,20 @@ def _of_texts(texts: Sequence[str], examples: Examples, words: int, seed: int) -
     yield "most_used", mean(np.array([text.strip() == often for text in texts], np.float64))  # of this one reply
 
 
-def _of_lm(replies: Replies, examples: Examples) -> Iterator[tuple[str, Interval]]:
+def of_lm(replies: Replies, examples: Examples) -> Iterator[tuple[str, Interval]]:
+    """stopped, nll, perplexity, persona_gap and prefers_own, those of them that are known; see `compare_replies`."""
     if replies.stopped is not None:
         yield "stopped", examples.dialogues.interval(np.asarray(replies.stopped, np.float64))
     if replies.nll is None or replies.tokens is None:
         return
     sums = np.column_stack([replies.nll, replies.tokens])  # (n, 2)
-    nll = _of_sums(examples.dialogues, sums, lambda s: s[0] / s[1])
+    nll = of_sums(examples.dialogues, sums, lambda s: s[0] / s[1])
     yield "nll", nll
     yield "perplexity", Interval(*np.exp(nll).tolist())
     if replies.nll_swapped is not None:
         gap, prefers = persona_gap(replies.nll, replies.nll_swapped)
         per_token = np.column_stack([gap, replies.tokens])
-        yield "persona_gap", _of_sums(examples.dialogues, per_token, lambda s: s[0] / s[1])
+        yield "persona_gap", of_sums(examples.dialogues, per_token, lambda s: s[0] / s[1])
         yield "prefers_own", examples.dialogues.interval(prefers)
 
 
@@ -327,7 +328,7 @@ def distinct_interval(texts: Sequence[str], n: int, dialogue: np.ndarray) -> Int
     return Interval(float(estimate), float(estimate - _Z * error), float(estimate + _Z * error))
 
 
-def _of_sums(dialogues: Bootstrap, values: np.ndarray, figure: Callable[[np.ndarray], float]) -> Interval:
+def of_sums(dialogues: Bootstrap, values: np.ndarray, figure: Callable[[np.ndarray], float]) -> Interval:
     """Of a figure that is a function of sums over replies, `values` (n, m), by the bootstrap's samples."""
     sums = np.zeros((dialogues.people, values.shape[1]))
     np.add.at(sums, dialogues.person, values)

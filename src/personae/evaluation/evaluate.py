@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from personae.evaluation import analyses
 from personae.evaluation.figures import draw
 from personae.evaluation.fitted import Fitted
 from personae.evaluation.free_text import stance_agreement
+from personae.evaluation.kept import claim, slug, write
 from personae.evaluation.metrics import lift
 from personae.evaluation.plan import Cell, Plan
 from personae.evaluation.pool import combination_weights, combine
@@ -67,24 +67,10 @@ class Predictions:
 
     def __init__(self, folder: Path, identity: dict[str, Any]) -> None:
         self.folder = folder
-        folder.mkdir(parents=True, exist_ok=True)
-        about = folder / "evaluation.json"
-        identity = json.loads(json.dumps(identity))
-        if about.exists():
-            saved = json.loads(about.read_text())
-            different = sorted(k for k in saved.keys() | identity.keys() if saved.get(k) != identity.get(k))
-            if different:
-                raise ValueError(
-                    f"{folder} holds another evaluation ({', '.join(different)} differ); "
-                    "repeat its settings to go on, or give another folder"
-                )
-        else:
-            about.write_text(json.dumps(identity, indent=1))
+        claim(folder, identity)
 
     def path(self, cell: str, row: str, seed: int) -> Path:
-        return (
-            self.folder / "predictions" / cell / f"{re.sub('[^a-z0-9]+', '-', row.lower()).strip('-')}-{seed}.parquet"
-        )
+        return self.folder / "predictions" / cell / f"{slug(row)}-{seed}.parquet"
 
     def get(self, cell: str, row: str, seed: int) -> Run | None:
         """What was predicted, if it was."""
@@ -100,14 +86,10 @@ class Predictions:
         return path.exists() and pq.read_metadata(path).num_rows >= least
 
     def put(self, cell: str, row: str, seed: int, run: Run) -> None:
-        """Written beside and renamed: a crash leaves a whole file or none."""
-        path = self.path(cell, row, seed)
-        path.parent.mkdir(parents=True, exist_ok=True)
+        """Keep what was predicted."""
         table = pd.DataFrame(run.p, columns=[f"p{k}" for k in range(run.p.shape[1])])
         table.insert(0, "answer", run.at)
-        partial = path.with_suffix(".partial")
-        table.to_parquet(partial, index=False)
-        os.replace(partial, path)
+        write(self.path(cell, row, seed), table)
 
 
 def evaluate(

@@ -108,7 +108,7 @@ def test_intervals(found):
 
 def test_bleu_of_one_sample_by_hand(examples):
     """A sample is its dialogues' replies, each as often as the dialogue was drawn."""
-    from personae.evaluation.conversation import _of_sums
+    from personae.evaluation.conversation import of_sums
     from personae.evaluation.intervals import Bootstrap
     from personae.evaluation.replies import bleu_counts, bleu_of
 
@@ -116,7 +116,7 @@ def test_bleu_of_one_sample_by_hand(examples):
     times = drawn.weights[0].astype(int)[drawn.person]
     said, true = (np.repeat(texts, times).tolist() for texts in (examples.partner, examples.references))
     counts = np.array([bleu_counts(a, b) for a, b in zip(examples.partner, examples.references, strict=True)])
-    assert _of_sums(drawn, counts, bleu_of)[1:] == pytest.approx((bleu(said, true),) * 2)
+    assert of_sums(drawn, counts, bleu_of)[1:] == pytest.approx((bleu(said, true),) * 2)
 
 
 def test_of_the_true_replies(found):
