@@ -20,6 +20,7 @@ def stream(
     temperature: float = 0.0,
     top_p: float = 1.0,
     seeds: Sequence[int] | None = None,
+    mixed: Tensor | None = None,
 ) -> Iterator[list[str]]:
     """Decode R prompts together; each step yields the new text of every row ("" where there is none).
 
@@ -31,18 +32,25 @@ def stream(
     top_p : float in (0, 1]
         Draw only from the smallest set of tokens with at least this probability.
     seeds : sequence of int, optional
-        One a row: a row's text does not depend on its neighbours. 0, 1, ... by default.
+        One a row (a voice, where rows are mixed): a text does not depend on its neighbours. 0, 1, ... by default.
+    mixed : Tensor (R / N, N), optional
+        log of weights: every N rows in turn are one voice, whose next token is that of the mixture of theirs,
+
+            P(token | said) = sum_n w_n P_n(token | said),   w_n proportional to p_n P_n(said),
+
+        and each step yields one text a voice.
     """
     if not 0 < top_p <= 1 or temperature < 0:
         raise ValueError(f"temperature must be at least 0 and top_p in (0, 1]; got {temperature} and {top_p}")
     if max_new_tokens < 1:
         raise ValueError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
-    seeds = range(len(prompts)) if seeds is None else seeds
+    voices = len(prompts) if mixed is None else len(mixed)
+    seeds = range(voices) if seeds is None else seeds
     sets = len(prompts) if virtual is None else len(virtual if isinstance(virtual, Tensor) else virtual[0][0])
-    if not len(prompts) == len(seeds) == sets:
+    if not len(prompts) == sets == (len(seeds) if mixed is None else mixed.numel()) or len(seeds) != voices:
         raise ValueError(f"{len(prompts)} prompts have {sets} sets of virtual tokens and {len(seeds)} seeds")
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return _decode(lm, prompts, virtual, max_new_tokens, temperature, top_p, generators)
+    return _decode(lm, prompts, virtual, max_new_tokens, temperature, top_p, generators, mixed)
 
 
 @torch.no_grad()
@@ -54,6 +62,7 @@ def _decode(
     temperature: float,
     top_p: float,
     generators: Sequence[torch.Generator],
+    mixed: Tensor | None,
 ) -> Iterator[list[str]]:
     rows = [_row(lm, p, virtual[i] if isinstance(virtual, Tensor) else None) for i, p in enumerate(prompts)]
     longest = max(len(r) for r in rows)
@@ -66,8 +75,9 @@ def _decode(
         ahead = virtual[0][0].shape[2]
         positions = positions + ahead
         mask = torch.cat([mask.new_ones(len(rows), ahead), mask], 1)
-    texts = [Text(lm, one_line=not lm.template.is_chat) for _ in rows]
-    alive = torch.ones(len(rows), dtype=torch.bool)
+    texts = [Text(lm, one_line=not lm.template.is_chat) for _ in generators]
+    alive = torch.ones(len(texts), dtype=torch.bool)
+    weights = None if mixed is None else mixed.float().cpu()
     inputs: dict[str, Tensor] = {"inputs_embeds": x}
     for _ in range(max_new_tokens):
         out = lm.model.base_model(
@@ -75,7 +85,13 @@ def _decode(
         )
         cache = out.past_key_values
         logits = lm.logits(out.last_hidden_state[:, -1]).cpu()  # (R, V)
+        if weights is not None:
+            each = logits.log_softmax(-1).view(*weights.shape, -1)  # (voices, N, V)
+            logits = (weights[:, :, None] + each).logsumexp(1)
         chosen = [choose(row, temperature, top_p, g) for row, g in zip(logits, generators, strict=True)]
+        if weights is not None:
+            said = each[torch.arange(len(chosen)), :, torch.tensor(chosen)]  # (voices, N)
+            weights = (weights + said).log_softmax(1)
         news = []
         for r, token in enumerate(chosen):
             if alive[r] and token in lm.stop_ids:
@@ -86,7 +102,8 @@ def _decode(
         yield news
         if not alive.any():
             break
-        inputs = {"input_ids": torch.tensor(chosen, device=lm.device)[:, None]}
+        tokens = torch.tensor(chosen, device=lm.device)
+        inputs = {"input_ids": tokens.repeat_interleave(len(rows) // len(chosen))[:, None]}
         positions = positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
     yield [text.rest() for text in texts]

@@ -37,10 +37,13 @@ class ChatRows(NamedTuple):
     ----------
     prompts : list of R Prompt
     virtual : Tensor (R, T, H), keys and values (R, Hkv, T, D) a layer for placement ``prefix``, or None
+    mixed : Tensor (R / N, N), optional
+        Where every N rows are one voice, the log of their weights.
     """
 
     prompts: list[Prompt]
     virtual: Tensor | KeyValues | None
+    mixed: Tensor | None = None
 
 
 class Steerer(BaseEstimator, ABC):
@@ -108,7 +111,7 @@ class Steerer(BaseEstimator, ABC):
     ) -> Iterator[list[str]]:
         """The personas' replies to one chat, decoded together; each step yields the new text of everyone."""
         rows = self.chat_rows(messages, personas)
-        return stream(self.lm_, rows.prompts, rows.virtual, max_new_tokens, temperature, top_p, seeds)
+        return stream(self.lm_, rows.prompts, rows.virtual, max_new_tokens, temperature, top_p, seeds, rows.mixed)
 
     def answer(
         self, text: str, options: Sequence[str], personas: Persona | Sequence[Persona], read: str = "letters"

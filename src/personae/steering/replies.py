@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -14,15 +14,19 @@ from personae.data.dialogues import Dialogues, Example
 from personae.lm.frozen import FrozenLM
 from personae.lm.prompts import Placement, Prompt, chat_prompt, reply_ids
 from personae.lm.reading import KeyValues, Prepared, prepare, read, text_log_probs
+from personae.people.persona import Persona
 from personae.steering import selection as losses
 from personae.steering.turns import Turns, as_messages, person, within
 
 if TYPE_CHECKING:
-    from personae.people.persona import Persona
     from personae.steering.bank import SelectiveNetwork
 
 _STATISTICS = 256  # contexts from which means, scales and the retriever's start are taken
 _START, _END = 0.5, 0.1  # temperature of the choice, from the first step to the middle of training
+
+
+People = Mapping[str, Persona] | Callable[[Example], Persona]
+"""Whose vector goes with a reply: by the speaker's name, or by whatever of the example may be known before it."""
 
 
 class Batch(NamedTuple):
@@ -76,7 +80,7 @@ class RepliesTask:
 
     Parameters
     ----------
-    people : mapping of speaker to Persona, optional
+    people : mapping of speaker to Persona, or function of an Example to one, optional
         Whose vectors enter the choice and the prompts.
     weights : mapping of str to float
         Of the recipe's losses.
@@ -91,7 +95,7 @@ class RepliesTask:
         self,
         lm: FrozenLM,
         dialogues: Dialogues,
-        people: Mapping[str, Persona] | None,
+        people: People | None,
         placement: Placement,
         encoder: str,
         recipe: str,
@@ -117,7 +121,7 @@ class RepliesTask:
         """What must be the same to resume."""
         vectors = hashlib.sha256()
         for example in self.turns.learned[:1000] if self.people is not None else ():
-            vectors.update(self.people[example.speaker].vector.tobytes())  # type: ignore[index]
+            vectors.update(self.persona(example).vector.tobytes())
         return {
             "dialogues": self.turns.fingerprint,
             "people": vectors.hexdigest(),
@@ -160,13 +164,18 @@ class RepliesTask:
         h, z = self.network.standardise(represent(self.lm, prepared, self.encoder), self._vectors(examples))
         return Batch(prepared, h, z, [reply_ids(self.lm, e.reply) for e in examples])
 
+    def persona(self, example: Example) -> Persona:
+        """Who replies."""
+        assert self.people is not None
+        return self.people(example) if callable(self.people) else self.people[example.speaker]
+
     def _prompt(self, example: Example) -> Prompt:
         return chat_prompt(self.lm, as_messages(within(self.lm, example)), self.placement)
 
     def _vectors(self, examples: Sequence[Example]) -> Tensor | None:
         if self.people is None:
             return None
-        vectors = np.stack([self.people[e.speaker].vector for e in examples])
+        vectors = np.stack([self.persona(e).vector for e in examples])
         return torch.as_tensor(vectors, dtype=torch.float32, device=self.lm.device)
 
     def _mixture(self, batch: Batch, examples: Sequence[Example]) -> Tensor:

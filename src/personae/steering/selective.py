@@ -22,7 +22,7 @@ from personae.people.persona import Persona
 from personae.steering.bank import PaperRetriever, PromptBank, Retriever, SelectiveNetwork
 from personae.steering.base import ChatRows, Steerer, check_read
 from personae.steering.persona_prompt import check_lm
-from personae.steering.replies import Batch, RepliesTask, log_choice, reply_nll, represent
+from personae.steering.replies import Batch, People, RepliesTask, log_choice, reply_nll, represent
 from personae.training.loop import Schedule, best_figures, train
 
 _WEIGHTS: dict[str, dict[str, float]] = {
@@ -132,7 +132,7 @@ class Selective(Steerer):
     def fit(
         self,
         dialogues: Dialogues,
-        people: Mapping[str, Persona] | None = None,
+        people: People | None = None,
         checkpoint: Path | str | None = None,
         resume: bool = False,
         progress: bool = True,
@@ -141,8 +141,9 @@ class Selective(Steerer):
 
         Parameters
         ----------
-        people : mapping of speaker to Persona, optional
-            An `OpinionModel` that knows the speakers, or any mapping; every speaker whose turns are learned needs one.
+        people : mapping of speaker to Persona, or function of an Example to one, optional
+            An `OpinionModel` that knows the speakers or any other mapping, or ``Speakers.elsewhere``; everybody whose
+            turns are learned needs a vector, and it must not come from those turns.
         checkpoint : path, optional
             A file, replaced at intervals; ``resume`` goes on from it to the same result.
         """
@@ -163,7 +164,7 @@ class Selective(Steerer):
         waiting = Console(stderr=True, quiet=not progress).status("the language model reads some dialogues")
         with torch.random.fork_rng(devices=[]), waiting:
             torch.manual_seed(self.random_state)
-            n_person = 0 if people is None else len(people[task.turns.learned[0].speaker].vector)
+            n_person = 0 if people is None else len(task.persona(task.turns.learned[0]).vector)
             task.network = self.network_ = self._build(n_person).to(self.lm_.device)
             task.start()
         decay = 1e-2 if self.recipe == "mixture" else 0.0
@@ -290,13 +291,19 @@ class Selective(Steerer):
     # answering and talking -------------------------------------------------------------------------------------
     @torch.no_grad()
     def rows(self, chats: Sequence[Sequence[Message]], personas: Sequence[Persona] | None = None) -> ChatRows:
-        """What the LM is to continue in each of several chats, each with its own most probable prompt."""
-        prompts, virtual = [], []
+        """What the LM is to continue in each of several chats: one row with the chat's most probable prompt, or with
+        ``selection="mixture"`` a row for each prompt."""
+        prompts: list[Prompt] = []
+        virtual, weights = [], []
         for batch in self._batches(chats, personas):
-            chosen = log_choice(self.network_, batch, self.choice).argmax(1, keepdim=True)
-            prompts += batch.prepared.prompts
+            log_p = log_choice(self.network_, batch, self.choice)
+            chosen = log_p.argmax(1, keepdim=True) if self.selection == "hard" else None
             virtual.append(self.network_.bank(batch.h, batch.z, chosen))
-        return ChatRows(prompts, _joined(virtual))
+            prompts += [
+                p for p in batch.prepared.prompts for _ in range(1 if self.selection == "hard" else self.n_prompts)
+            ]
+            weights.append(log_p)
+        return ChatRows(prompts, _joined(virtual), None if self.selection == "hard" else torch.cat(weights))
 
     def chat_rows(self, messages: Sequence[Message], personas: Sequence[Persona]) -> ChatRows:
         """See `Steerer`."""
@@ -378,8 +385,8 @@ def _some(vectors: Tensor | None) -> Sequence[Tensor | None]:
 
 
 def _joined(virtual: Sequence[Tensor | KeyValues]) -> Tensor | KeyValues:
-    """Virtual tokens (B, 1, T, H) of several passes as rows (R, T, H); key/values are rows already."""
+    """Virtual tokens (B, N, T, H) of several passes as rows (R, T, H); key/values are rows already."""
     if isinstance(virtual[0], Tensor):
-        return torch.cat([v[:, 0] for v in virtual if isinstance(v, Tensor)])
+        return torch.cat([v.flatten(0, 1) for v in virtual if isinstance(v, Tensor)])
     layers = zip(*virtual, strict=True)
     return [(torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer])) for layer in layers]

@@ -12,7 +12,7 @@ from personae.lm.generation import generate
 from personae.lm.prompts import PLACEMENTS, chat_prompt, reply_ids
 from personae.lm.reading import prefix_cache
 from personae.lm.tiny import tiny_lm
-from personae.people.persona import Persona
+from personae.people.persona import ANYONE, Persona
 from personae.steering.base import REGISTRY
 from personae.steering.replies import RepliesTask
 from personae.steering.selective import Selective
@@ -105,6 +105,25 @@ def test_a_mixture_weighs_the_likelihoods_of_its_prompts(lm, dialogues):
     assert steerer.nll(CHATS[:1], ["more tea ."])[0][0] == pytest.approx(-np.log(p @ np.exp(-each)), rel=1e-3)
 
 
+def test_a_mixture_speaks_the_likeliest_token_of_all_prompts_weighed_by_what_was_said(lm, dialogues):
+    steerer = trained(lm, dialogues, selection="mixture")
+    rows = steerer.rows(CHATS[:2])
+    texts = generate(lm, *rows[:2], max_new_tokens=5, mixed=rows.mixed)
+    log_w = torch.tensor(steerer.choose(CHATS[:1])[0]).log()
+    prompt, said = chat_prompt(lm, CHATS[0], "late"), []
+    for _ in range(5):
+        each = []
+        for k in range(3):
+            x = torch.cat([lm.embed(prompt.before), rows.virtual[k], lm.embed(said)])[None]
+            each.append(lm.model(inputs_embeds=x).logits[0, -1].float().log_softmax(-1))
+        each = torch.stack(each)
+        said.append(int((log_w[:, None] + each).logsumexp(0).argmax()))
+        log_w = (log_w + each[:, said[-1]]).log_softmax(0)
+    assert texts[0] == lm.tokenizer.decode(said).strip()
+    assert len(texts) == 2
+    assert "".join(t for (t,) in steerer.stream(CHATS[0], [ANYONE], max_new_tokens=5)).strip() == texts[0]
+
+
 @pytest.mark.parametrize("recipe", ["mixture", "paper"])
 def test_a_chat_has_the_same_prompt_alone_and_in_a_batch(lm, dialogues, recipe):
     steerer = trained(lm, dialogues, recipe=recipe, steps=4)
@@ -113,7 +132,7 @@ def test_a_chat_has_the_same_prompt_alone_and_in_a_batch(lm, dialogues, recipe):
         np.testing.assert_allclose(steerer.choose([chat])[0], together[i], atol=1e-4)
     rows = steerer.rows(CHATS)
     texts = generate(lm, rows.prompts, rows.virtual, max_new_tokens=6)
-    assert texts == [generate(lm, *steerer.rows([chat]), max_new_tokens=6)[0] for chat in CHATS]
+    assert texts == [generate(lm, *steerer.rows([chat])[:2], max_new_tokens=6)[0] for chat in CHATS]
 
 
 def test_the_contexts_of_a_step_are_computed_once_whatever_the_number_of_prompts(lm, dialogues, monkeypatch):
