@@ -160,6 +160,16 @@ class AnswerLine(BaseModel):
 
 
 # the survey ------------------------------------------------------------------------------------------------------
+class About(BaseModel):
+    """What there is to meet."""
+
+    name: str = Field(description="Of the bundle.")
+    people: int
+    questions: int
+    language_model: bool = Field(description="Whether anybody can talk; without, only the opinion model answers.")
+    minimum: int = Field(description="Cells of fewer people are not shown.")
+
+
 class KnownQuestion(BaseModel):
     id: str
     text: str

@@ -4,11 +4,25 @@ from __future__ import annotations
 
 from fastapi import APIRouter, Response
 
+from personae.serving.directory import MINIMUM
 from personae.serving.errors import ApiError, documented
-from personae.serving.schemas import CohortCard, Cohorts, Map, NextQuestion, NextQuestionRequest, Questions
+from personae.serving.schemas import About, CohortCard, Cohorts, Map, NextQuestion, NextQuestionRequest, Questions
 from personae.serving.service import ServiceOf
 
 router = APIRouter(prefix="/v1", tags=["survey"])
+
+
+@router.get("/about", response_model=About, responses=documented())
+def about(service: ServiceOf) -> About:
+    """What this server has: how many people and questions, and whether anybody can talk."""
+    bundle = service.directory.bundle
+    return About(
+        name=bundle.folder.name,
+        people=len(bundle.people),
+        questions=len(bundle.people.questions_),
+        language_model=service.backend is not None,
+        minimum=MINIMUM,
+    )
 
 
 @router.get("/cohorts", response_model=Cohorts, responses=documented())
