@@ -36,12 +36,17 @@ _LABELS = {
     help="Smaller, at several sizes: people × 1 to 8 (personas × 1 to 16), questions × 1 to 4.",
 )
 @click.option(
+    "--out-of-core",
+    is_flag=True,
+    help="Of cf: 25, 50 and 100 million answers that are never in memory at once. Takes an hour and 4 GB of disk.",
+)
+@click.option(
     "--out",
     metavar="DIR",
     type=click.Path(path_type=Path, file_okay=False),
     help="Where --scaling writes bench-WHAT.json and bench-WHAT.png; this folder by default.",
 )
-def bench(what: str, lm: str | None, scaling: bool, out: Path | None, as_json: bool) -> None:
+def bench(what: str, lm: str | None, scaling: bool, out_of_core: bool, out: Path | None, as_json: bool) -> None:
     """Time one part of personae against the plain way of doing the same, in the same run.
 
     \b
@@ -56,11 +61,17 @@ def bench(what: str, lm: str | None, scaling: bool, out: Path | None, as_json: b
     \b
     personae bench steer
     personae bench simulate --scaling --out figures
+    personae bench cf --out-of-core --json
     """
+    if out_of_core and (what != "cf" or scaling):
+        raise click.UsageError("--out-of-core is a bench of cf, without --scaling")
     if what == "cf" and lm is not None:
         raise click.UsageError("the opinion model (cf) has no language model; leave --lm out")
     if out is not None and not scaling:
         raise click.UsageError("--out is where --scaling writes; give both, or print the result with --json")
+    if out_of_core:
+        _out_of_core(as_json)
+        return
     if scaling:
         _scaling(what, lm or _LM, out or Path(), as_json)
         return
@@ -139,6 +150,24 @@ def _scaling(what: str, lm: str, out: Path, as_json: bool) -> None:
         lines.add_row(f"{times}", grown, f"{plain / this:.3g}", *(f"{n:,.4g}" for n in numbers))
     print_table(lines, indent=0)
     click.echo(f"\nwritten: {data}, {figure}")
+
+
+def _out_of_core(as_json: bool) -> None:
+    from personae.scale.bench import bench
+
+    found = bench(progress=lambda stage: click.echo(stage, err=True))
+    if as_json:
+        print_json(found)
+        return
+    lines = table("", ">people", ">answers", ">seconds a sweep", ">CPU seconds", ">peak MiB")
+    for label, point in (*(("out of core", p) for p in found["points"]), ("in memory", found["in_memory"])):
+        peak = point.get("fit_peak_mib", point.get("peak_mib"))
+        seconds = f"{point['sweep_seconds']:,.1f}", f"{point['sweep_cpu_seconds']:,.1f}"
+        lines.add_row(label, f"{point['people']:,}", f"{point['answers']:,}", *seconds, f"{peak:,.0f}")
+    print_table(lines, indent=0)
+    click.echo(
+        f"\nlargest difference to the fit in memory: {found['in_memory']['max_difference']:.1e} of a question's noise"
+    )
 
 
 def _written(value: Any) -> str:

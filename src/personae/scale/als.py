@@ -126,7 +126,7 @@ def fit_store(
 
 
 # what runs on one shard ------------------------------------------------------------------------------------------
-def _pieces(shard: int, store: AnswerStore, scores: np.ndarray) -> Iterator[sp.csr_matrix]:
+def pieces(shard: int, store: AnswerStore, scores: np.ndarray) -> Iterator[sp.csr_matrix]:
     """Standardised answers (n, Q) of a shard's people, so many at a time."""
     said = store.read(shard)
     value, start = scores[said.question, said.option], said.start.astype(np.int32)
@@ -139,15 +139,15 @@ def _pieces(shard: int, store: AnswerStore, scores: np.ndarray) -> Iterator[sp.c
 
 def _product(shard: int, store: AnswerStore, scores: np.ndarray, block: np.ndarray) -> np.ndarray:
     """A' A block, (Q, d)."""
-    return reduce(add, ((a.T @ (a @ block)).astype(np.float64) for a in _pieces(shard, store, scores)))
+    return reduce(add, ((a.T @ (a @ block)).astype(np.float64) for a in pieces(shard, store, scores)))
 
 
 def _sums(
     shard: int, store: AnswerStore, scores: np.ndarray, mean: np.ndarray, moment: np.ndarray, prior: np.ndarray
 ) -> Sums:
     """People's half-step, and what the questions' half-step needs of it."""
-    pieces = _pieces(shard, store, scores)
-    return reduce(add, (sums_over(a.T.tocsr(), people_step(a, mean, moment, prior)) for a in pieces))
+    some = pieces(shard, store, scores)
+    return reduce(add, (sums_over(a.T.tocsr(), people_step(a, mean, moment, prior)) for a in some))
 
 
 class _Finished(NamedTuple):
@@ -165,7 +165,7 @@ def _finish(
     covariance = np.zeros_like(model.people.prior)
     vectors, variance, mean, moment = [], [], [], []
     first = 0
-    for answers in _pieces(shard, store, scores):
+    for answers in pieces(shard, store, scores):
         people = model.fold_in(answers)
         own = people.covariance()
         covariance += own.sum(0, dtype=np.float64)

@@ -91,3 +91,20 @@ def test_without_matplotlib_nothing_is_measured(run, quick, monkeypatch, tmp_pat
 
 def test_out_goes_with_scaling(run, quick, tmp_path):
     assert "--out is where --scaling writes" in run("bench", "cf", "--out", tmp_path, status=2).stderr
+
+
+def test_out_of_core(run, monkeypatch):
+    point = {"people": 1000, "answers": 25_000, "sweep_seconds": 2.25, "sweep_cpu_seconds": 4.0}
+    found = {
+        "points": [{**point, "fit_peak_mib": 512.0}],
+        "in_memory": {**point, "peak_mib": 1024.0, "max_difference": 1.5e-5},
+    }
+    monkeypatch.setattr("personae.scale.bench.bench", lambda progress: found)
+    lines = run("bench", "cf", "--out-of-core").stdout.splitlines()
+    rows = [line.split() for line in lines if "memory" in line or "core" in line]
+    assert rows[0] == ["out", "of", "core", "1,000", "25,000", "2.2", "4.0", "512"]
+    assert rows[1] == ["in", "memory", "1,000", "25,000", "2.2", "4.0", "1,024"]
+    assert "1.5e-05" in lines[-1]
+    assert json.loads(run("bench", "cf", "--out-of-core", "--json").stdout) == found
+    assert "is a bench of cf" in run("bench", "steer", "--out-of-core", status=2).stderr
+    assert "is a bench of cf" in run("bench", "cf", "--scaling", "--out-of-core", status=2).stderr
