@@ -194,6 +194,7 @@ class Slots(Generic[R]):
             out = self._lm.model.base_model(inputs_embeds=x, position_ids=position, use_cache=False).last_hidden_state
         for row, count in zip(rows, counts, strict=True):
             row.length += count
+        for row in rows:  # only now, since a row that moves up lets another one move to its slot
             shelf = row.shelf
             if shelf is not None and row.length == shelf.capacity:
                 kept = shelf.read(row)
