@@ -5,7 +5,7 @@ import { inviteButton } from "./company.js";
 import { button, byId, h, latest, problem, waiting } from "./dom.js";
 import { compared } from "./ask.js";
 import { legend } from "./figures.js";
-import { COLOURS, GREY, cohortNumber, nameOf, placeOf, titleOf, world } from "./world.js";
+import { COLOURS, cohortNumber, nameOf, placeOf, titleOf, world } from "./world.js";
 
 const MOST_COMPARED = 2; // questions whose answers are shown while the point moves
 const newest = latest();
@@ -129,10 +129,11 @@ async function predict() {
     );
     if (!found) return;
     const colour = (i) => COLOURS[Math.max(0, cohortNumber(ends[i]))];
-    const second = colour(1) === colour(0) ? COLOURS[1] : colour(1);
+    const second = colour(1) === colour(0) ? COLOURS[11] : colour(1);
+    const third = COLOURS.toReversed().find((c) => c !== colour(0) && c !== second);
     const series = (d, j) => [
       { name: nameOf(ends[0]), colour: colour(0), p: (o) => d.a.get(o) },
-      { name: "the blend", colour: GREY, p: (o) => found[0][j].get(o) },
+      { name: "the blend", colour: third, p: (o) => found[0][j].get(o) },
       { name: nameOf(ends[1]), colour: second, p: (o) => d.b.get(o) },
     ];
     place.replaceChildren(

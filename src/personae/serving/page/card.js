@@ -75,7 +75,7 @@ function ofCohort(card) {
     h("div", { class: "actions", id: "card-actions" }),
     facts([
       !few && ["of everybody", percent(card.people / people)],
-      card.distance !== null && ["spread", card.distance.toFixed(2)],
+      card.distance !== null && ["mean distance from the centre", card.distance.toFixed(2)],
     ]),
     ...section("Telling answers", "What they really answered, with 95 % intervals.", card.id, colour, rows),
     rows.length ? null : h("p", { class: "soft" }, `No answer is told by ${minimum} of its people or more.`),
@@ -91,7 +91,7 @@ function section(title, about, id, colour, rows) {
   return [
     h("h3", {}, title),
     about && h("p", { class: "soft small" }, about),
-    legend([{ name, colour }, { name: "everybody", colour: GREY }]),
+    legend([{ name, colour, as: "round" }, { name: "everybody", colour: GREY, as: "tick" }]),
     profile(`${title} of ${name}`, name, colour, rows),
   ];
 }

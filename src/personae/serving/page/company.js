@@ -1,4 +1,4 @@
-// Who answers questions and chats: up to three, always in sight above the panels.
+// Who is asked and talked with: up to three, always in sight above the panels.
 
 import { button, byId, dot, h } from "./dom.js";
 import { MOST, nameOf, world } from "./world.js";
@@ -21,13 +21,12 @@ function show() {
       : world.company.length < MOST
         ? "add more from a card"
         : "";
-  byId("company").replaceChildren(h("span", { class: "soft" }, "Who answers"), ...chips, h("span", { class: "soft" }, hint));
+  byId("company").replaceChildren(h("span", { class: "soft" }, "Talking with"), ...chips, h("span", { class: "soft" }, hint));
 }
 
-/** A button that lets somebody join those who answer, or leave. */
+/** A button by which somebody joins the conversation, or leaves it. */
 export function inviteButton(id, blend = null) {
-  if (world.isIn(id)) return button("Remove from who answers", () => world.dismiss(id), { class: "quiet" });
-  const full = world.company.length === MOST;
-  const title = full ? `${MOST} at most; remove somebody first` : null;
-  return button("Add to who answers", () => world.invite(id, blend), { disabled: full, title });
+  if (world.isIn(id)) return button("Remove from conversation", () => world.dismiss(id), { class: "quiet" });
+  if (world.company.length < MOST) return button("Add to conversation", () => world.invite(id, blend));
+  return h("span", { class: "soft full" }, `The conversation has ${MOST} already; remove one to add ${nameOf(id)}.`);
 }

@@ -17,7 +17,7 @@ function plotly() {
   return script;
 }
 
-const CONFIG = { displayModeBar: false, responsive: true };
+const CONFIG = { displayModeBar: false };
 
 /** A figure that follows the page's colours; the table under it says the same in numbers. */
 function figure(about, { data, layout }, numbers) {
@@ -32,7 +32,7 @@ function figure(about, { data, layout }, numbers) {
   };
   plotly()
     .then((Plotly) => Plotly.newPlot(place, data, all, CONFIG))
-    .then(() => new ResizeObserver(() => globalThis.Plotly.Plots.resize(place)).observe(place))
+    .then(() => new ResizeObserver(() => place.clientWidth && globalThis.Plotly.Plots.resize(place)).observe(place))
     .catch(() => {
       place.remove(); // the numbers are there anyway
       numbers.open = true;
@@ -165,7 +165,12 @@ export function asCells(row, observed = true, minimum = 10) {
 }
 
 /** Which colour is whom; a line of text, so that it breaks where the page is narrow. */
-export function legend(entries) {
-  const swatch = (colour) => h("span", { class: "dot", style: `background:${colour}`, "aria-hidden": "true" });
-  return h("p", { class: "legend" }, entries.map(({ name, colour }) => h("span", {}, swatch(colour), name)));
+export function legend(entries, shape = "square") {
+  const swatch = (colour, shape) =>
+    h("span", { class: `dot ${shape}`, style: `background:${colour}`, "aria-hidden": "true" });
+  return h(
+    "p",
+    { class: "legend" },
+    entries.map(({ name, colour, as = shape }) => h("span", {}, swatch(colour, as), name)),
+  );
 }

@@ -30,7 +30,7 @@ function list() {
 
 /** What is listed before anybody searches: those made here, cohorts, everybody. */
 function groups() {
-  const made = [...world.made.values()].map((card) => entry(card.id, "made here"));
+  const made = [...world.made.values()].map((card) => entry(card.id, `made ${when(card.created)}`));
   return [...made, ...[...world.cohorts.values()].map(ofCohort), entry("everybody", count(world.about.people))];
 }
 
@@ -46,6 +46,9 @@ function search(words) {
   });
   return found;
 }
+
+const when = (seconds) =>
+  new Date(1000 * seconds).toLocaleString("en", { day: "numeric", month: "short", hour: "2-digit", minute: "2-digit", hour12: false });
 
 const entry = (id, about) => ({ id, name: nameOf(id), about, colour: colourOf(id) ?? GREY });
 

@@ -69,6 +69,7 @@ function start() {
   pick(opposed[0] ?? "everybody");
   byId("key-button").hidden = !hasKey();
   document.documentElement.dataset.ready = "true";
+  performance.mark("interactive");
 }
 
 /** The two cohorts that are furthest from each other on the map. */
@@ -97,11 +98,19 @@ function openShow() {
 
 // picks and tabs --------------------------------------------------------------------------------------------------
 function pick(id) {
-  picked = id;
   if (open === "blend" && placeOf(id)) return pickEnd(id);
   if ((open === "ask" || open === "chat") && world.invite(id)) return undefined;
   go("card");
+  if (picked !== null) reveal();
+  picked = id;
+  sketch();
   return showCard(id);
+}
+
+/** Scrolls to the panel where it is below the map and out of sight. */
+function reveal() {
+  const panel = byId("panel");
+  if (panel.getBoundingClientRect().top > 0.7 * innerHeight) panel.scrollIntoView({ block: "start" });
 }
 
 /** Opens a panel; the map shows what belongs to it. */

@@ -1,5 +1,5 @@
 // The map: people on a canvas, which draws ten thousand of them in a few milliseconds anywhere; groups as buttons above
-// it; lines and ellipses as SVG between the two.
+// it; lines and ellipses as SVG above both.
 
 import { button, h } from "./dom.js";
 import { listen } from "./hands.js";
@@ -9,6 +9,7 @@ const NEAR = 14; // pixels from a click to the person it means
 const MARGIN = 34; // pixels around the outermost people
 const IN_95 = 2.4477; // radius of the ellipse that holds 95 % of a two-dimensional normal distribution
 const STEP = 1.5; // of one zoom
+const LINE = 25; // pixels of a name, and of the room below it
 const SVG = "http://www.w3.org/2000/svg";
 const still = matchMedia("(prefers-reduced-motion: reduce)");
 
@@ -20,6 +21,7 @@ export class PeopleMap {
     this.middle = [0, 0]; // of what is seen, in the units of the map
     this.shown = "cohorts"; // or "known", or the name of a trait
     this.drawn = { line: null, trail: [], you: null, rings: [] };
+    this.leaders = []; // from groups to their names, in pixels
   }
 
   /** Draws the people; before that the element says that it is loading. */
@@ -43,11 +45,13 @@ export class PeopleMap {
       button("−", () => this.zoomBy(1 / STEP), { "aria-label": "Further away" }),
       button("⤢", () => this.fit(), { "aria-label": "Everybody" }),
     );
-    this.root.replaceChildren(this.canvas, this.svg, this.marks, ...this.axes, this.tip, zoom);
+    this.root.replaceChildren(this.canvas, this.marks, this.svg, ...this.axes, this.tip, zoom);
     this.root.setAttribute("aria-busy", "false");
     listen(this);
-    new ResizeObserver(() => this._resize()).observe(this.root);
     this.fit();
+    const flat = Math.min(0.85, Math.max(0.55, this.extent[1] / this.extent[0] + 0.1));
+    this.root.style.aspectRatio = `1 / ${flat}`; // as people lie, if it is a good shape for a map
+    new ResizeObserver(() => this._resize()).observe(this.root);
     this._resize();
   }
 
@@ -157,18 +161,16 @@ export class PeopleMap {
       this.marks.dataset.key = key;
       this.marks.replaceChildren(...groups.map((group) => mark(group)));
     }
-    const labels = [];
-    groups.forEach((group, i) => {
-      const [x, y] = this.at(group);
-      const wide = group.id.startsWith("trait:");
-      let top = y;
-      // Names that would cover each other move down
-      if (wide) while (labels.some((other) => Math.abs(other - top) < 22)) top += 4;
-      labels.push(wide ? top : NaN);
+    const at = groups.map((group) => this.at(group));
+    const traits = groups !== world.map.cohorts;
+    const beside = traits ? apart(at) : at;
+    groups.forEach((_, i) => {
+      const [x, y] = beside[i];
       const seen = x > -20 && y > -20 && x < this.size.width + 20 && y < this.size.height + 20;
       this.marks.children[i].hidden = !seen;
-      this.marks.children[i].style.transform = `translate(${x}px, ${top}px) translate(-50%, -50%)`;
+      this.marks.children[i].style.transform = `translate(${x}px, ${y}px) translate(${traits ? "0" : "-50%"}, -50%)`;
     });
+    this.leaders = traits ? at.map((from, i) => [from, beside[i]]) : [];
   }
 
   /** A dashed line of a blend, rings around people, and "you": `{line: [a, b], trail, you: {x, y, covariance}, rings}` */
@@ -196,14 +198,18 @@ export class PeopleMap {
       for (const [name, value] of Object.entries(attributes)) element.setAttribute(name, value);
       parts.push(element);
     };
+    for (const [from, to] of this.leaders) {
+      add("polyline", { class: "leader", points: `${from} ${to}` });
+      add("circle", { class: "trait", cx: from[0], cy: from[1], r: 5 });
+    }
     for (const { place, colour } of this.drawn.rings) {
       const [cx, cy] = this.at(place);
-      add("circle", { class: "halo", cx, cy, r: 9 });
-      add("circle", { class: "ring", cx, cy, r: 9, style: colour ? `stroke:${colour}` : "" });
+      const r = radiusOf(place);
+      add("circle", { class: "halo", cx, cy, r });
+      add("circle", { class: "ring", cx, cy, r, style: colour ? `stroke:${colour}` : "" });
     }
     if (this.drawn.line) {
-      const points = this.drawn.line.map((p) => this.at(p).join()).join(" ");
-      add("polyline", { class: "blend", points });
+      add("polyline", { class: "blend", points: this._from(...this.drawn.line).join(" ") });
     }
     if (this.drawn.trail.length > 1) {
       add("polyline", { class: "trail", points: this.drawn.trail.map((p) => this.at(p).join()).join(" ") });
@@ -217,6 +223,16 @@ export class PeopleMap {
       add("circle", { class: "you", cx, cy, r: 8, "data-x": you.x, "data-y": you.y });
     }
     this.svg.replaceChildren(...parts);
+  }
+
+  /** A line between two rings, in pixels. */
+  _from(a, b) {
+    const [[x0, y0], [x1, y1]] = [this.at(a), this.at(b)];
+    const long = Math.hypot(x1 - x0, y1 - y0) || 1;
+    const [ux, uy] = [(x1 - x0) / long, (y1 - y0) / long];
+    const [r0, r1] = [radiusOf(a), radiusOf(b)];
+    if (long < r0 + r1) return [];
+    return [[x0 + r0 * ux, y0 + r0 * uy], [x1 - r1 * ux, y1 - r1 * uy]];
   }
 
   /** Pixels of anybody, for whoever has to point at them. */
@@ -233,6 +249,21 @@ function sprite(colour, radius, sharp) {
   g.arc(side / 2, side / 2, radius * sharp, 0, 7);
   g.fill();
   return dot;
+}
+
+/** Of the ring around somebody: a cohort's goes around its mark. */
+const radiusOf = (place) => (place.id?.startsWith("trait:") === false ? 19 : 9);
+
+/** Where names stand beside their points so that none covers another. */
+function apart(points) {
+  const order = points.map((_, i) => i).sort((i, j) => points[i][1] - points[j][1]);
+  const tops = order.map((i) => points[i][1]);
+  for (let k = 1; k < tops.length; k++) tops[k] = Math.max(tops[k], tops[k - 1] + LINE);
+  const lower = tops.reduce((sum, top, k) => sum + top - points[order[k]][1], 0) / (tops.length || 1);
+  const right = Math.max(...points.map(([x]) => x)) + 2 * LINE;
+  const found = [];
+  order.forEach((i, k) => (found[i] = [right, tops[k] - lower]));
+  return found;
 }
 
 function mark(group) {

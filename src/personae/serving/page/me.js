@@ -122,7 +122,7 @@ function finish(persona) {
   byId("panel-me").replaceChildren(
     h("h2", {}, persona.cohort ? `You are nearest to ${persona.cohort}` : "There you are"),
     h("p", { class: "label" }, world.cohorts.get(persona.cohort)?.label ?? ""),
-    h("p", {}, `${percent(persona.uncertainty)} of what could be known is still uncertain; the ellipse holds you with 95 %.`),
+    h("p", {}, `${percent(persona.uncertainty)} of what could be known is still uncertain; the ellipse holds you with 95\u00a0%.`),
     h(
       "form",
       { submit: keep },

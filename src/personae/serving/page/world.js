@@ -94,4 +94,4 @@ export function placeOf(id) {
 
 export const titleOf = (question) => world.questions.get(question)?.title || question;
 export const count = (n) => n.toLocaleString("en");
-export const percent = (share) => `${Math.round(100 * share)} %`;
+export const percent = (share) => `${Math.round(100 * share)}\u00a0%`;
