@@ -13,9 +13,9 @@ _SHARED = Path(__file__).parents[3] / "shared"
 
 @pytest.hookimpl(wrapper=True, tryfirst=True)
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Turn the skip of a ``model`` test, and of a ``shared`` one where that folder exists, into a failure."""
+    """Turn the skip of a ``model`` or ``program`` test, and of a ``shared`` one beside that folder, into a failure."""
     report = yield
-    must_run = "model" in item.keywords or ("shared" in item.keywords and _SHARED.is_dir())
+    must_run = bool({"model", "program"} & set(item.keywords)) or ("shared" in item.keywords and _SHARED.is_dir())
     if os.environ.get("CI") == "true" and report.skipped and must_run and not hasattr(report, "wasxfail"):
         report.outcome = "failed"
         report.longrepr = f"skipped, but it must run here: {report.longrepr}"

@@ -46,7 +46,7 @@ def postgres() -> Iterator[tuple[str, Path]]:
     shutil.rmtree(folder)
 
 
-@pytest.fixture(params=["sqlite", "postgresql"])
+@pytest.fixture(params=["sqlite", pytest.param("postgresql", marks=pytest.mark.program)])
 def database(request, tmp_path) -> tuple[str, Path]:
     """URL of an empty database, and the folder with its files."""
     if request.param == "sqlite":
