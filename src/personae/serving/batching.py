@@ -173,7 +173,6 @@ class Batcher:
                     self._turn()
                     if self._running:
                         self._pace.went(self._counts["tokens"] - before, time.monotonic() - began)
-                    self._running = len(self._rows.rows)
         except BaseException:  # whatever it is, nobody may wait for a thread that is gone
             reason = "the language model's thread has failed; restart the server"
             log.critical(reason, exc_info=True)
@@ -191,6 +190,7 @@ class Batcher:
             while True:
                 for row in [row for row in self._rows.rows if row.gone]:
                     self._rows.leave(row)
+                self._running = len(self._rows.rows)
                 if self._no_more:
                     for request in [*self._waiting, *(job for job in self._jobs if not job.started)]:
                         self._end(request, Unavailable(self._no_more))
@@ -299,6 +299,7 @@ class Batcher:
                 self._counts["jobs"] += error is None
             elif isinstance(request, _Reply):
                 self._rows.leave(request)
+                self._running = len(self._rows.rows)
                 self._counts["replies"] += error is None
                 self._counts["prompt_tokens"] += request.prompt_tokens
                 self._pace.replied(request.n_tokens)
