@@ -99,14 +99,17 @@ def _forget_output() -> None:
 
 
 # input -----------------------------------------------------------------------------------------------------------
-def open_bundle(folder: Path) -> Bundle:
-    """A folder, or ``hf:owner/name`` of the hub."""
+def open_bundle(folder: Path, to_write: bool = False) -> Bundle:
+    """A folder, or ``hf:owner/name`` of the hub, which is opened in the hub's cache: nothing is written there."""
     from personae.bundle import Bundle
 
-    if str(folder).startswith(_HUB):
-        with doing(f"fetching {str(folder).removeprefix(_HUB)} from the hub"):
-            return Bundle.from_pretrained(str(folder).removeprefix(_HUB))
-    return Bundle.open(folder)
+    name = str(folder).removeprefix(_HUB)
+    if name == str(folder):
+        return Bundle.open(folder)
+    if to_write:
+        raise click.ClickException(f"{folder} is on the hub; get a folder first: hf download {name} --local-dir FOLDER")
+    with doing(f"fetching {name} from the hub"):
+        return Bundle.from_pretrained(name)
 
 
 def reading_options(function: Callable[..., object]) -> Callable[..., object]:

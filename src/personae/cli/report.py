@@ -34,7 +34,7 @@ def report(folder: Path, out: Path | None, evaluation: Path | None, as_json: boo
     personae report sample-bundle
     personae report sample-bundle --evaluation evaluation --out report.html
     """
-    bundle = open_bundle(folder)
+    bundle = open_bundle(folder, to_write=out is None)  # the report stands beside it
     try:
         from personae.report.page import write_report
     except ImportError as error:  # Plotly is an extra

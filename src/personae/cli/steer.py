@@ -63,7 +63,10 @@ def steer(
     personae steer sample-bundle
     personae steer responses-bundle moved/responses.csv --lm org/model
     """
-    bundle = open_bundle(folder)
+    from personae.bundle import check_replaceable
+
+    bundle = open_bundle(folder, to_write=True)
+    check_replaceable(bundle.folder)  # before the training, not after it
     survey = _survey_of(bundle, survey_path, options)
     checkpoint = bundle.folder.with_name(bundle.folder.name + ".training")
     if resume and not checkpoint.exists():

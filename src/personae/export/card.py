@@ -51,7 +51,9 @@ def adapter_card(about: Mapping[str, Any], lm: Mapping[str, Any]) -> str:
         f"lm = AutoModelForCausalLM.from_pretrained({json.dumps(base or 'FOLDER OF THE LM')})\n"
         'lm = PeftModel.from_pretrained(lm, "THIS FOLDER")\n'
         "```",
-        "PEFT puts the virtual tokens in front of the text, also of a chat's first special token.",
+        "The text of the prompt, tokenized with `add_special_tokens=False`; PEFT puts the virtual tokens in front of "
+        "all of it:",
+        "~~~~\n" + about["prompt"].replace("~~~~", "~ ~ ~ ~") + "\n~~~~",
     ]
     if about["letters"]:
         named = ", ".join(f"{letter} is token {i}" for letter, i in about["letters"].items())
@@ -124,7 +126,7 @@ def bundle_card(
         f'```python\nfrom personae import Bundle\n\nbundle = Bundle.from_pretrained("{repo_id}")\n```',
         "## What is in it",
         f"- a vector of {people.vectors_.shape[1]} numbers and {people.traits_.shape[1]} traits of each person, under "
-        "the names that the survey gives them; no answers",
+        "the names that the survey gives them: no answers, but a vector foretells what somebody would answer",
         *(["- cohorts of like-minded people"] if "cohorts" in bundle else []),
         *([] if steerer is None else [f"- a steerer ({steerer['method']}, placement {steerer['placement']})"]),
     ]

@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from personae.data.survey import Question
 from personae.export.card import adapter_card
 from personae.export.prompt import Context, ExportedPrompt, check_method, hub_id, new_folder
+from personae.lm.prompts import letters_prompt
 from personae.people.persona import Persona
 
 
@@ -36,7 +37,8 @@ def export_peft(steerer: Any, persona: Persona, folder: Path | str, context: Con
     -------
     dict
         ``folder``, ``peft_type``, ``num_virtual_tokens``, ``base_model`` (hub id, or None where only this machine has
-        the LM), ``exact_for`` and, of a question, ``letters`` (letter to token id) and ``sharpness``.
+        the LM), ``exact_for``, ``prompt`` (the text to give to PEFT), ``sharpness`` of the letters and, of a question,
+        ``letters`` (letter to token id).
 
     Raises
     ------
@@ -81,6 +83,7 @@ def export_peft(steerer: Any, persona: Persona, folder: Path | str, context: Con
         "num_virtual_tokens": len(rows),
         "base_model": config["base_model_name_or_path"],
         "exact_for": _exact_for(made),
+        "prompt": _prompt(made),
         "letters": made.letters,
         "sharpness": made.sharpness,
     }
@@ -109,6 +112,15 @@ def _as_rows(made: ExportedPrompt) -> tuple[str, torch.Tensor, dict[str, Any]]:
     rows = torch.cat(parts, 1).float().cpu().contiguous()
     shape = {"num_layers": layers, "token_dim": heads * size, "num_attention_heads": heads, "prefix_projection": False}
     return "PREFIX_TUNING", rows, shape
+
+
+def _prompt(made: ExportedPrompt) -> str:
+    """The text of the context, special tokens included; its token ids where no text becomes them."""
+    lm, prompt = made.steerer.lm_, made.prompt
+    if prompt is None:
+        prompt = letters_prompt(lm, "QUESTION", ("FIRST OPTION", "SECOND OPTION"), made.steerer.placement_)
+    text = lm.tokenizer.decode(prompt.text_ids, clean_up_tokenization_spaces=False)
+    return text if lm.tokens(text, special=True) == prompt.text_ids else f"token ids {prompt.text_ids}"
 
 
 def _exact_for(made: ExportedPrompt) -> str:

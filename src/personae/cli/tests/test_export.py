@@ -76,3 +76,15 @@ def test_upload_and_use_from_the_hub(run, fitted, monkeypatch):
     monkeypatch.setattr("personae.export.hub.snapshot_download", lambda name, **how: str(fitted))
     here, there = (json.loads(run("ask", name, "q0", "--json").stdout) for name in (fitted, "hf:ann/town"))
     assert here == there
+    for command in ("steer", "report"):
+        refused = run(command, "hf:ann/town", status=1).stderr
+        assert refused == "hf:ann/town is on the hub; get a folder first: hf download ann/town --local-dir FOLDER\n"
+
+
+def test_a_folder_that_cannot_be_written_is_told_before_the_training(run, fitted, tmp_path):
+    folder = tmp_path / "people"
+    shutil.copytree(fitted, folder)
+    (folder / "README.md").write_text("mine")
+    refused = run("steer", folder, "--lm", "nowhere", status=1).stderr.splitlines()
+    assert len(refused) == 1
+    assert "holds README.md, which is not its own and would be lost" in refused[0]

@@ -74,6 +74,21 @@ def test_what_is_pushed_comes_back(bundle, stub):
     assert [p.name for p in back.cohorts] == [p.name for p in bundle.cohorts]
 
 
+def test_the_cache_of_links_is_a_bundle_that_is_not_written_to(bundle, stub, tmp_path, monkeypatch):
+    bundle.push_to_hub("ann/town")
+    cache = tmp_path / "snapshots" / "1"
+    for blob in [p for p in (stub.folder / "ann" / "town").rglob("*") if p.is_file()]:
+        link = cache / blob.relative_to(stub.folder / "ann" / "town")
+        link.parent.mkdir(parents=True, exist_ok=True)
+        link.symlink_to(blob)
+    monkeypatch.setattr(hub, "snapshot_download", lambda name, **how: str(cache))
+    back = Bundle.from_pretrained("ann/town")
+    assert back.people["person-007"] == bundle.people["person-007"]
+    with pytest.raises(BundleError, match=r"holds README\.md, which is not its own"):
+        back.with_steerer(SimpleNamespace(save=lambda folder: None))
+    assert (cache / "manifest.json").is_symlink()
+
+
 def test_a_folder_is_a_bundle_too(bundle):
     assert Bundle.from_pretrained(bundle.folder).manifest == bundle.manifest
     assert Bundle.from_pretrained(str(bundle.folder)).manifest == bundle.manifest
@@ -164,4 +179,4 @@ def test_the_card_is_read_by_the_hub(bundle, stub):
     assert "Town \\| council &lt;b>" in card.text
     assert "| 3 | don't know \\| no answer read as missing |" in card.text
     assert 'Bundle.from_pretrained("ann/town")' in card.text
-    assert "person-0" not in card.text
+    assert "person-0" not in card.text  # nobody's id

@@ -77,6 +77,8 @@ def test_an_adapter_of_the_default_recipe_is_exact_for_its_question(train, peopl
     assert written["exact_for"] == "one question, answered by letter: Should trains be free? (no / perhaps / yes)"
     model = plain(steerer.lm_, tmp_path / "adapter")
     ids, ours = our_logits(steerer, NEW, people["person-000"])
+    assert steerer.lm_.tokenizer(written["prompt"], add_special_tokens=False)["input_ids"] == ids
+    assert written["prompt"] in (tmp_path / "adapter" / "README.md").read_text()
     logits = next_logits(model, ids)
     assert largest(logits, ours) < 1e-4
     shares = torch.softmax(written["sharpness"] * logits[list(written["letters"].values())], 0).tolist()
@@ -128,6 +130,7 @@ def test_what_stands_in_the_folder(train, people, tmp_path):
     assert config["base_model_name_or_path"] is None  # no hub id, so none is claimed
     card = (tmp_path / "adapter" / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: peft\n")
+    assert "~~~~\nQuestion: QUESTION\nA. FIRST OPTION\nB. SECOND OPTION\nAnswer:\n~~~~" in card
     assert "**Exact for:** every question, answered by letter." in card
     assert steerer.lm_.fingerprint["embedding_sha256"] in card
 
