@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +22,10 @@ def stream(
     top_p: float = 1.0,
     seeds: Sequence[int] | None = None,
     mixed: Tensor | None = None,
-) -> Iterator[list[str]]:
+) -> Generator[list[str], None, list[bool]]:
     """Decode R prompts together; each step yields the new text of every row ("" where there is none).
+
+    What the generator returns (``yield from``) says which of the texts ended by themselves.
 
     Parameters
     ----------
@@ -63,7 +66,7 @@ def _decode(
     top_p: float,
     generators: Sequence[torch.Generator],
     mixed: Tensor | None,
-) -> Iterator[list[str]]:
+) -> Generator[list[str], None, list[bool]]:
     rows = [_row(lm, p, virtual[i] if isinstance(virtual, Tensor) else None) for i, p in enumerate(prompts)]
     longest = max(len(r) for r in rows)
     x = torch.stack([torch.nn.functional.pad(r, (0, 0, longest - len(r), 0)) for r in rows])  # left-padded
@@ -107,14 +110,24 @@ def _decode(
         positions = positions[:, -1:] + 1
         mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
     yield [text.rest() for text in texts]
+    return (~alive).tolist()
 
 
 def generate(
-    lm: FrozenLM, prompts: Sequence[Prompt], virtual: Tensor | KeyValues | None = None, **how: float
+    lm: FrozenLM, prompts: Sequence[Prompt], virtual: Tensor | KeyValues | None = None, **how: Any
 ) -> list[str]:
     """The whole texts of `stream`."""
-    pieces = list(stream(lm, prompts, virtual, **how))  # type: ignore[arg-type]
-    return ["".join(row).strip() for row in zip(*pieces, strict=True)]
+    return finish(stream(lm, prompts, virtual, **how))[0]
+
+
+def finish(pieces: Generator[list[str], None, list[bool]]) -> tuple[list[str], list[bool]]:
+    """The whole texts of a `stream`, and whether each ended by itself rather than at the limit of new tokens."""
+    ended: list[bool] = []
+
+    def watched() -> Iterator[list[str]]:
+        ended.extend((yield from pieces))
+
+    return ["".join(row).strip() for row in zip(*watched(), strict=True)], ended
 
 
 def _row(lm: FrozenLM, prompt: Prompt, virtual: Tensor | None) -> Tensor:

@@ -16,7 +16,8 @@ _CONTEXT_TOKENS = 512
 def as_messages(example: Example) -> list[Message]:
     """A dialogue as the one who replies sees it: persona sentences as system message, the own turns as the assistant's.
 
-    Turns of one side that follow each other become one message, since chat templates alternate.
+    Turns of one side that follow each other become one message, since chat templates alternate. An opening by somebody
+    of whom nothing is known has an empty system message, since templates want one message at least.
 
     Examples
     --------
@@ -32,7 +33,7 @@ def as_messages(example: Example) -> list[Message]:
             messages[-1] = {"role": role, "content": f"{messages[-1]['content']}\n{turn.text}"}
         else:
             messages.append({"role": role, "content": turn.text})
-    return messages
+    return messages or [{"role": "system", "content": ""}]
 
 
 def within(lm: FrozenLM, example: Example, tokens: int = _CONTEXT_TOKENS) -> Example:

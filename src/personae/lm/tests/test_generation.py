@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from personae.lm.frozen import FrozenLM
-from personae.lm.generation import generate, stream
+from personae.lm.generation import finish, generate, stream
 from personae.lm.prompts import PLACEMENTS, Prompt, chat_prompt
 from personae.lm.reading import KeyValues, prefix_cache
 from personae.lm.tiny import tiny_lm
@@ -190,3 +190,13 @@ def test_the_real_model_says_something_and_ends():
     said = list(stream(lm, [chat_prompt(lm, messages, "late") for messages in asked], max_new_tokens=64))
     assert "Paris" in "".join(step[0] for step in said)
     assert len(said) < 60  # by the end of its turn, not by the limit
+
+
+def test_whether_a_text_ended_by_itself(lm):
+    told = prompts(lm)
+    assert finish(stream(lm, told, max_new_tokens=5)) == (generate(lm, told, max_new_tokens=5), [False] * len(told))
+    stopping = tiny_lm("llama")
+    first = int(lm.model(input_ids=torch.tensor([told[0].text_ids])).logits[0, -1].argmax())
+    stopping.stop_ids = frozenset([first])
+    texts, ended = finish(stream(stopping, told, max_new_tokens=5))
+    assert (texts[0], ended[0]) == ("", True)

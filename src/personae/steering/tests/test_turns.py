@@ -58,3 +58,9 @@ def test_nothing_to_learn_is_said():
     silent = Dialogues([Dialogue(str(i), (Turn("bob", "hi"),), {"ann": ("i am quiet .",)}) for i in range(3)])
     with pytest.raises(ValueError, match="no replies in 3 dialogues"):
         Turns(silent, seed=0)
+
+
+def test_an_opening_by_somebody_unknown_is_a_chat_that_templates_take():
+    told = as_messages(Example("1", "ann", (), (), "hi"))
+    assert told == [{"role": "system", "content": ""}]
+    assert tiny_lm().template.render(told)

@@ -1,0 +1,283 @@
+"""What the rows of a table of conversations are worth, from what was measured of each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from personae.evaluation import replies as measure
+from personae.evaluation.conversation import Examples, Replies, compare_replies, of_lm, of_sums, persona_gap
+from personae.evaluation.intervals import Interval
+from personae.evaluation.likeness import BertScore
+from personae.evaluation.prompt_use import mutual_information, prompt_use
+from personae.evaluation.talk_plan import TalkPlan, compared, who
+from personae.lm.encoder import SentenceEncoder
+
+REFERENCES = ("persona as text", "prompt tuning, n tokens", "prompt tuning, K x n tokens")
+"""Rows to which every other one is compared, reply by reply."""
+
+COLLAPSED = 1.1  # fewer effective prompts are one
+_MAIN = {  # of a table for people to read: title, factor, digits
+    "nll": ("NLL", 1, 3),
+    "f1": ("F1", 100, 2),
+    "f1_normalised": ("F1 norm.", 100, 2),
+    "bleu": ("BLEU", 100, 2),
+    "rouge_l": ("R-L", 100, 2),
+    "dist_1": ("DIST-1", 100, 2),
+    "dist_2": ("DIST-2", 100, 2),
+    "length": ("words", 1, 1),
+    "stopped": ("stopped", 100, 0),
+    "most_used": ("most used", 100, 1),
+    "persona_gap": ("persona gap", 1, 3),
+}
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of one row.
+
+    Attributes
+    ----------
+    own : DataFrame
+        example, nll, tokens, in the order of the plan; of a bank p0, p1, ... (probabilities of its prompts) and, where
+        it uses one of them, prompt.
+    spoken : DataFrame
+        example, text, stopped.
+    swapped : DataFrame or None
+        As ``own``, with somebody else's persona.
+    """
+
+    own: pd.DataFrame
+    spoken: pd.DataFrame
+    swapped: pd.DataFrame | None
+
+    @property
+    def choice(self) -> np.ndarray | None:
+        """Probabilities of the prompts (n, K); None where there is no bank."""
+        p = self.own.filter(regex=r"^p\d+$")
+        return p.to_numpy() if p.shape[1] else None
+
+    def gap(self) -> np.ndarray:
+        """How much likelier the own persona makes each reply, (n, 2): in nats, and the reply's tokens."""
+        assert self.swapped is not None
+        own = self.own.iloc[: len(self.swapped)]
+        gap, _ = persona_gap(own["nll"].to_numpy(), self.swapped["nll"].to_numpy())
+        return np.column_stack([gap, own["tokens"]])
+
+
+def score(
+    plan: TalkPlan,
+    measured: Mapping[str, Measured],
+    encoder: SentenceEncoder | None = None,
+    bert: BertScore | None = None,
+) -> dict[str, Any]:
+    """Tables of all rows as plain values.
+
+    Returns
+    -------
+    dict
+        - table: row, metric, estimate, low, high: those of `compare_replies`, under the rows of its anchors; the NLL,
+          the perplexity and the personas' gap are those of all contexts that were read
+        - equal_words: at which dist_1_equal and others are compared
+        - differences: row, minus (another row), metric, estimate, low, high (paired, by bootstrap over dialogues);
+          dist_1 and dist_2 have the ratio of the two instead
+        - prompts: of each bank the use of its prompts (share, effective, collapsed), how undecided its retriever is
+          (see `prompt_use`) and what the person says about the prompt (see `mutual_information`)
+    """
+    spoken = compared([plan.examples[i] for i in plan.spoken])
+    read, swapped = compared(plan.examples[: plan.contexts]), plan.examples[: plan.swapped]
+    said = {name: Replies(m.spoken["text"].tolist(), m.spoken["stopped"].to_numpy()) for name, m in measured.items()}
+    table = compare_replies(said, spoken, encoder, bert, seed=int(plan.settings.get("seed", 0)))
+    lines: list[dict[Any, Any]] = table.to_dict("records")
+    for name, m in measured.items():
+        of_row = Replies([], nll=m.own["nll"].to_numpy(), tokens=m.own["tokens"].to_numpy())
+        found = dict(of_lm(of_row, read))
+        if m.swapped is not None:
+            some = m.own.iloc[: len(swapped)]
+            both = Replies([], None, some["nll"].to_numpy(), some["tokens"].to_numpy(), m.swapped["nll"].to_numpy())
+            of_both = dict(of_lm(both, compared(swapped)))
+            found |= {metric: of_both[metric] for metric in ("persona_gap", "prefers_own")}
+        lines += [{"row": name, "metric": metric, **interval._asdict()} for metric, interval in found.items()]
+    return {
+        "table": _plain(lines),
+        "equal_words": table.attrs["equal_words"],
+        "differences": _plain(_differences(plan, measured, spoken, read)),
+        "prompts": _prompts(plan, measured),
+    }
+
+
+def _differences(
+    plan: TalkPlan, measured: Mapping[str, Measured], spoken: Examples, read: Examples
+) -> Iterator[dict[str, Any]]:
+    """Of every row to `REFERENCES`, on the same replies and the same samples of dialogues."""
+    swapped = compared(plan.examples[: plan.swapped]) if plan.swapped else None
+    parts = {name: _parts(m, spoken) for name, m in measured.items()}
+    variety = {
+        name: {f"dist_{n}": measure.distinct(m.spoken["text"].tolist(), n) for n in (1, 2)}
+        for name, m in measured.items()
+    }
+    of = {"nll": read, "persona_gap": swapped}
+    for name in measured:
+        for other in REFERENCES:
+            if other not in measured or other == name:
+                continue
+            for metric, (mine, figure) in parts[name].items():
+                if metric in parts[other]:
+                    examples = of.get(metric, spoken)
+                    assert examples is not None
+                    interval = _difference(examples, mine, parts[other][metric][0], figure)
+                    yield {"row": name, "minus": other, "metric": metric, **interval._asdict()}
+            for metric, value in variety[name].items():
+                theirs = variety[other][metric]
+                ratio = value / theirs if theirs else None
+                yield {"row": name, "minus": other, "metric": metric, "estimate": value - theirs, "ratio": ratio}
+
+
+Figure = Callable[[np.ndarray], float]
+
+
+def _parts(m: Measured, spoken: Examples) -> dict[str, tuple[np.ndarray, Figure]]:
+    """Each metric as sums over replies, and what it is of these sums."""
+    pairs = list(zip(m.spoken["text"], spoken.references, strict=True))
+
+    def mean(values: list[float]) -> tuple[np.ndarray, Figure]:
+        return np.column_stack([values, np.ones(len(values))]), _ratio
+
+    found: dict[str, tuple[np.ndarray, Figure]] = {
+        "nll": (m.own[["nll", "tokens"]].to_numpy(np.float64), _ratio),
+        "f1_normalised": mean([measure.f1(a, b, normalised=True) for a, b in pairs]),
+        "bleu": (np.array([measure.bleu_counts(a, b) for a, b in pairs], np.float64), measure.bleu_of),
+        "rouge_l": mean([measure.rouge(a, b).longest for a, b in pairs]),
+        "length": mean([float(measure.length(a)) for a, _ in pairs]),
+    }
+    if m.swapped is not None:
+        found["persona_gap"] = m.gap(), _ratio
+    return found
+
+
+def _ratio(sums: np.ndarray) -> float:
+    return float(sums[0] / sums[1])
+
+
+def _difference(examples: Examples, mine: np.ndarray, theirs: np.ndarray, figure: Figure) -> Interval:
+    width = mine.shape[1]
+    return of_sums(
+        examples.dialogues, np.hstack([mine, theirs]), lambda sums: figure(sums[:width]) - figure(sums[width:])
+    )
+
+
+def _prompts(plan: TalkPlan, measured: Mapping[str, Measured]) -> dict[str, Any]:
+    """How banks are used, over all contexts that were read."""
+    people = np.array([who(e) for e in plan.examples[: plan.contexts]])
+    found = {}
+    for name, m in measured.items():
+        if (p := m.choice) is not None:
+            used = m.own["prompt"].to_numpy() if "prompt" in m.own else p
+            use = prompt_use(used, p.shape[1])
+            found[name] = {
+                "share": use.share,
+                "effective": use.effective,
+                "undecided": prompt_use(p).undecided,
+                "collapsed": use.effective < COLLAPSED,
+                "person": mutual_information(people, used)._asdict(),
+            }
+    plain: dict[str, Any] = {
+        name: {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in use.items()} for name, use in found.items()
+    }
+    return plain
+
+
+def _plain(lines: Any) -> list[dict[str, Any]]:
+    """Numbers of Python, with None for those that are missing."""
+
+    def value(x: Any) -> Any:
+        return x if isinstance(x, str) or x is None else None if np.isnan(x) else float(x)
+
+    return [{key: value(x) for key, x in line.items()} for line in lines]
+
+
+# for people to read ----------------------------------------------------------------------------------------------
+def wide(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The main table as texts: headers, and a line a row; what a row has not got is empty.
+
+    Examples
+    --------
+    >>> wide({"table": [{"row": "human", "metric": "dist_1", "estimate": 0.0541, "low": None, "high": None}]})
+    (['row', 'DIST-1'], [['human', '5.41']])
+    """
+    values: dict[str, dict[str, float]] = {}
+    for line in found["table"]:
+        if line["estimate"] is not None:
+            values.setdefault(line["row"], {})[line["metric"]] = line["estimate"]
+    shown = [metric for metric in _MAIN if any(metric in v for v in values.values())]
+    lines = [[name, *(_number(v.get(metric), metric) for metric in shown)] for name, v in values.items()]
+    return ["row", *(_MAIN[metric][0] for metric in shown)], lines
+
+
+def _number(value: float | None, metric: str) -> str:
+    _, factor, digits = _MAIN[metric]
+    return "" if value is None else f"{factor * value:.{digits}f}"
+
+
+def _between(line: dict[str, Any]) -> str:
+    """A figure with its interval."""
+    _, factor, digits = _MAIN[line["metric"]]
+    numbers = [f"{factor * line[end]:+.{digits}f}" for end in ("estimate", "low", "high") if line.get(end) is not None]
+    return f"{numbers[0]} ({numbers[1]} to {numbers[2]})" if len(numbers) == 3 else "".join(numbers)
+
+
+def as_markdown(found: dict[str, Any]) -> str:
+    """The tables as a page."""
+    sizes, settings, identity = found["sizes"], found["settings"], found["identity"]
+    headers, lines = wide(found)
+    parts = [
+        "# Conversations",
+        f'Trained on {sizes["train"]}, tested on the part "{settings["part"]}": NLL of {sizes["contexts"]:,} true '
+        f"replies (of {sizes['swapped']:,} with somebody else's persona, too) and {sizes['replies']:,} greedy replies "
+        f"of at most {identity['new_tokens']} tokens by {identity['lm']['name']}. K = {identity['n_prompts']} prompts "
+        f"of n = {identity['n_tokens']} tokens, at most {identity['steps']} steps of eight replies, seed "
+        f"{identity['seed']}.",
+        "NLL and persona gap in nats a token; F1, BLEU, ROUGE, DIST and shares times 100.",
+        _markdown(headers, lines),
+    ]
+    for other in REFERENCES:
+        cells: dict[str, dict[str, str]] = {}
+        for line in found["differences"]:
+            if line["minus"] == other:
+                cell = f"x {line['ratio']:.2f}" if line.get("ratio") is not None else _between(line)
+                cells.setdefault(line["row"], {})[line["metric"]] = cell
+        if cells:
+            shown = [metric for metric in _MAIN if any(metric in of_row for of_row in cells.values())]
+            headers = ["row", *(_MAIN[metric][0] for metric in shown)]
+            lines = [[name, *(of_row.get(metric, "") for metric in shown)] for name, of_row in cells.items()]
+            parts += [f"## Less {other}, with 95 % intervals over dialogues", _markdown(headers, lines)]
+    if found["prompts"]:
+        parts += ["## Use of the prompts", _markdown(*use_table(found["prompts"]))]
+    return "\n\n".join(parts) + "\n"
+
+
+def use_table(prompts: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """How banks are used, as texts: headers, and a line a bank."""
+    headers = ["row", "used, %", "prompts in use", "undecided, nats", "person and prompt, nats beyond chance", "p", ""]
+    lines = [
+        [
+            name,
+            " ".join(f"{100 * share:.0f}" for share in use["share"]),
+            f"{use['effective']:.2f}",
+            f"{use['undecided']:.3f}",
+            f"{use['person']['excess']:.3f}",
+            f"{use['person']['p']:.3f}",
+            "collapsed: in truth one prompt" if use["collapsed"] else "",
+        ]
+        for name, use in prompts.items()
+    ]
+    return headers, lines
+
+
+def _markdown(headers: list[str], lines: list[list[str]]) -> str:
+    rows = [headers, ["---", *["---:"] * (len(headers) - 1)], *lines]
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
