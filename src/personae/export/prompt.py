@@ -95,11 +95,11 @@ class ExportedPrompt:
 
 
 def check_method(steerer: Any) -> PersonaPrompt:
-    """The steerer; ``ValueError`` unless it has virtual tokens."""
+    """The steerer; ``ValueError`` unless it makes one set of virtual tokens for a person in a context."""
     if not isinstance(steerer, PersonaPrompt):
         raise ValueError(
-            f'a steerer of the method "{steerer.method}" has no virtual tokens to export; train one that has: '
-            "personae steer BUNDLE"
+            f'a steerer of the method "{steerer.method}" has no virtual tokens of a persona to export; train one that '
+            "has: personae steer BUNDLE"
         )
     return steerer
 

@@ -18,6 +18,7 @@ from personae.lm.prompts import chat_prompt, letters_prompt
 from personae.lm.reading import prepare, read
 from personae.people.persona import Persona
 from personae.steering.persona_prompt import PersonaPrompt
+from personae.steering.text import TextPrompt
 
 peft = pytest.importorskip("peft")
 
@@ -144,6 +145,8 @@ def test_only_what_is_exact_is_exported(train, people, tmp_path):
     stranger = Persona("x", [0.0] * 7, np.eye(7), 1.0)
     with pytest.raises(ValueError, match="has 7 numbers, but this steerer was trained with vectors of 3"):
         export_peft(train("llama", recipe="paper", placement="before", n_tokens=3), stranger, tmp_path / "adapter")
+    with pytest.raises(ValueError, match='method "text" has no virtual tokens of a persona'):
+        export_peft(TextPrompt(train("llama").lm_).fit(), me, tmp_path / "adapter", NEW)
     assert list(tmp_path.iterdir()) == []
 
 
