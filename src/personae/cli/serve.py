@@ -157,6 +157,7 @@ def _listen(host: str, port: int) -> socket.socket:
     listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listening.bind(address)
+        listening.listen(1024)  # from here on clients wait instead of being refused
     except OSError as error:
         reason = (error.strerror or str(error)).lower()
         raise click.ClickException(
@@ -189,7 +190,7 @@ def _say(url: str, bundle: Bundle, with_keys: bool, as_json: bool) -> None:
     text = json.dumps(body, ensure_ascii=False).replace("'", "'\\''")
     curl = f"curl {url}/v1/{route}{key} -H 'Content-Type: application/json' -d '{text}'"
     if as_json:
-        print_json({"url": url, "try": curl})
+        click.echo(json.dumps({"url": url, "try": curl}, ensure_ascii=False))  # one line, as the server goes on
     else:
         click.echo(f"{url}\n\n{curl}\n")
 

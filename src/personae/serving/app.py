@@ -109,24 +109,26 @@ def create_app(
     app.add_middleware(Guard, rules=rules, metrics=metrics)
     if rules.origins:
         app.add_middleware(CORSMiddleware, allow_origins=list(rules.origins), allow_methods=["*"], allow_headers=["*"])
-    app.openapi = lambda: _document(app)  # type: ignore[method-assign]
+    app.openapi = lambda: _document(app, rules.keys is not None)  # type: ignore[method-assign]
     return app
 
 
 _PROMETHEUS = {"content": {"text/plain": {"schema": {"type": "string"}}}}
 
 
-def _document(app: FastAPI) -> dict[str, Any]:
-    """The OpenAPI document: with keys, and without the framework's own error, which no route answers."""
+def _document(app: FastAPI, with_keys: bool) -> dict[str, Any]:
+    """The OpenAPI document: with keys, if any, and without the framework's own error, which no route answers."""
     if app.openapi_schema is None:
         document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
         for path, methods in document["paths"].items():
             for operation in methods.values():
                 operation["responses"].pop("422", None)
-                operation["security"] = [] if path == HEALTH else [{"key": []}]
-        schemas = document["components"]["schemas"]
+                if with_keys and path != HEALTH:
+                    operation["security"] = [{"key": []}]
+        components = document["components"]
         for name in ("HTTPValidationError", "ValidationError"):
-            schemas.pop(name, None)
-        document["components"]["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
+            components["schemas"].pop(name, None)
+        if with_keys:
+            components["securitySchemes"] = {"key": {"type": "http", "scheme": "bearer"}}
         app.openapi_schema = document
     return app.openapi_schema

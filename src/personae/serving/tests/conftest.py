@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import asyncio
+import socket
+import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from pathlib import Path
 
 import numpy as np
 import pytest
+import uvicorn
 from fastapi.testclient import TestClient
 
 from personae import Bundle, Cohorts, OpinionModel, load_sample
@@ -42,14 +45,14 @@ class Echo:
             raise Busy(2.5)
         if text == "too long":
             raise ValueError("this chat has 999 tokens and the language model takes 512; leave out the oldest messages")
-        if text == "break":
-            raise RuntimeError("secret words")
+        if text.startswith("break"):
+            raise RuntimeError(text)
         words = text.split(" ")
         try:
             for i, word in enumerate(words[: sampling.max_tokens]):
                 await asyncio.sleep(self.pause)
                 if word == "break":
-                    raise RuntimeError("secret words")
+                    raise RuntimeError(text)
                 yield Piece(("" if i == 0 else " ") + word)
             finish = "length" if len(words) > sampling.max_tokens else "stop"
             yield Piece("", finish, len(words), min(len(words), sampling.max_tokens))
@@ -80,8 +83,9 @@ class Echo:
 
 @pytest.fixture(scope="session")
 def bundle(tmp_path_factory) -> Bundle:
-    """The sample without a steerer; read only."""
+    """Some of the sample's people, without a steerer; read only."""
     survey = load_sample()
+    survey = survey.select(survey.respondent_ids[:600])
     people = OpinionModel(n_components=4).fit(survey)
     folder = tmp_path_factory.mktemp("bundle") / "gss"
     Bundle.write(folder, people, Cohorts(k=4).fit(people, survey), account=survey.account)
@@ -108,9 +112,9 @@ def serve(bundle, store, echo) -> Iterator[Client]:
     """Clients of a server: ``serve(rules, deadline=...)``."""
     open_clients: list[TestClient] = []
 
-    def serve(rules: Rules | None = None, backend: object = echo, headers: dict | None = None, **how) -> TestClient:
+    def serve(rules: Rules | None = None, backend: object = echo, bundle: Bundle = bundle, **how) -> TestClient:
         app = create_app(bundle, store, backend, rules, **how)  # type: ignore[arg-type]
-        client = TestClient(app, base_url="http://localhost", headers=headers, raise_server_exceptions=False)
+        client = TestClient(app, base_url="http://localhost", raise_server_exceptions=False)
         client.__enter__()
         open_clients.append(client)
         return client
@@ -126,5 +130,28 @@ def client(serve) -> TestClient:
 
 
 @pytest.fixture
-def database(tmp_path_factory) -> Path:
-    return tmp_path_factory.mktemp("database")
+def live(bundle, store, echo) -> Iterator[Callable[..., str]]:
+    """URLs of servers that really listen: ``live(rules, deadline=...)``."""
+    running: list[tuple[uvicorn.Server, threading.Thread]] = []
+
+    def live(rules: Rules | None = None, backend: object = echo, **how) -> str:
+        app = create_app(bundle, store, backend, rules, **how)  # type: ignore[arg-type]
+        listening = socket.create_server(("127.0.0.1", 0))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        running.append((server, thread))
+        return f"http://127.0.0.1:{listening.getsockname()[1]}"
+
+    yield live
+    for server, thread in running:
+        server.should_exit = True
+        thread.join()
+
+
+def eventually(happened: Callable[[], bool], seconds: float = 10.0) -> bool:
+    """Whether it happens before long."""
+    end = time.monotonic() + seconds
+    while not happened() and time.monotonic() < end:
+        time.sleep(0.02)
+    return happened()

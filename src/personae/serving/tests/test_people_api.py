@@ -1,0 +1,297 @@
+"""Personas, answers, cohorts, questions, the map and what to ask next."""
+
+from __future__ import annotations
+
+import json
+import time
+
+import httpx
+import numpy as np
+import pytest
+
+from personae import Cohorts, OpinionModel, load_sample
+from personae.bundle import Bundle
+from personae.people.inquiry import next_question
+from personae.serving.schemas import CELLS, PERSONAS
+from personae.serving.tests.conftest import eventually
+
+ME = {"natenvir": "too little", "natarms": "too much"}
+
+
+def lines(reply: httpx.Response) -> list[dict]:
+    assert reply.headers["content-type"] == "application/x-ndjson"
+    return [json.loads(line) for line in reply.text.splitlines()]
+
+
+# personas --------------------------------------------------------------------------------------------------------
+def test_a_persona_from_answers_to_its_end(client, bundle, echo):
+    made = client.post("/v1/personas", json={"answers": ME, "label": "me"})
+    assert made.status_code == 201
+    me, folded = made.json(), bundle.people.fold_in(ME)
+    assert (me["kind"], me["label"], me["uncertainty"]) == ("fold-in", "me", round(folded.uncertainty, 4))
+    assert client.get(f"/v1/personas/{me['id']}").json() == me
+    assert client.get("/v1/personas").json()["data"] == [me]
+    client.post("/v1/chat/completions", json={"model": me["id"], "messages": [{"role": "user", "content": "hi"}]})
+    np.testing.assert_allclose(echo.asked[-1][1].vector, folded.vector)
+    assert client.delete(f"/v1/personas/{me['id']}").json() == {"id": me["id"], "object": "persona", "deleted": True}
+    for method in ("GET", "DELETE"):
+        assert client.request(method, f"/v1/personas/{me['id']}").status_code == 404
+
+
+def test_a_blend_may_hold_what_was_made_here(client, bundle):
+    me = client.post("/v1/personas", json={"answers": ME}).json()["id"]
+    blend = client.post("/v1/personas", json={"blend": {me: 1, "cohort-0": 3}, "label": "half way"}).json()
+    assert blend["kind"] == "blend"
+    place = client.get("/v1/personas/cohort-0").json()["place"], client.get(f"/v1/personas/{me}").json()["place"]
+    assert blend["place"]["x"] == pytest.approx(0.75 * place[0]["x"] + 0.25 * place[1]["x"], abs=2e-4)
+
+
+def test_paging(client):
+    ids = [client.post("/v1/personas", json={"blend": {"cohort-0": 1}}).json()["id"] for _ in range(5)]
+    first = client.get("/v1/personas?limit=3").json()
+    rest = client.get("/v1/personas", params={"limit": 3, "after": first["last_id"]}).json()
+    assert [p["id"] for p in first["data"] + rest["data"]] == ids
+    assert (first["has_more"], rest["has_more"]) == (True, False)
+    assert client.get("/v1/personas?after=persona-unknown").status_code == 404
+
+
+def test_cards_of_those_of_the_bundle(client, bundle):
+    for name, kind, people in [
+        ("cohort-0", "cohort", int(bundle.cohorts.summary_.people[0])),
+        ("r0007", "respondent", None),
+        (
+            "trait:partyid=strong democrat",
+            "trait group",
+            bundle.persona("trait:partyid=strong democrat").origin["people"],
+        ),
+        ("0.5*cohort-0+0.5*r0007", "blend", None),
+        ("everybody", "everybody", len(bundle.people)),
+    ]:
+        card = client.get(f"/v1/personas/{name}").json()
+        assert (card["id"], card["kind"], card["people"]) == (name, kind, people)
+        assert card["note"].startswith("What a model makes")
+        assert client.delete(f"/v1/personas/{name}").status_code == 403
+    assert "not what they said" in client.get("/v1/personas/r0007").json()["note"]
+    assert client.get("/v1/personas/everybody").json()["place"]["x"] == pytest.approx(0, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("body", "sentence"),
+    [
+        ({}, "exactly one"),
+        ({"answers": ME, "blend": {"cohort-0": 1}}, "exactly one"),
+        ({"answers": {}}, "at least 1"),
+        ({"answers": {"natenvi": "too little"}}, "nearest: natenvir"),
+        ({"answers": {"natenvir": "yes"}}, "it has: too little"),
+        ({"blend": {"cohort-0": 0}}, "greater than 0"),
+        ({"vector": [0.1, 0.2]}, "vector: extra inputs"),
+        ({"blend": {"cohort-0": 1}, "vector": [0.1]}, "vector"),
+        ({"blend": {"cohort-0": 1}, "label": "a\0b"}, "no text"),
+    ],
+)
+def test_what_no_persona_can_be_made_of(client, body, sentence):
+    reply = client.post("/v1/personas", json=body)
+    assert reply.status_code == 400
+    assert sentence in reply.json()["error"]["message"]
+    assert client.get("/v1/personas").json()["data"] == []
+
+
+# answers ---------------------------------------------------------------------------------------------------------
+def test_answers_of_the_opinion_model(client, bundle):
+    people = bundle.people
+    names = ["cohort-0", "r0007", "trait:partyid=strong democrat"]
+    questions = [q.id for q in people.questions_]
+    body = {"personas": [*names, {"answers": ME, "label": "me"}], "questions": questions, "by": "opinion model"}
+    *found, end = lines(client.post("/v1/answers", json=body))
+    assert end == {"done": True, "answers": 4 * len(questions)}
+    personas = [*(bundle.persona(n) for n in names), people.fold_in(ME)]
+    expected = people.predict_proba(personas)
+    assert [(line["question_index"], line["persona_index"]) for line in found] == [
+        (j, i) for j in range(len(questions)) for i in range(4)
+    ]
+    for line in found:
+        i, j = line["persona_index"], line["question_index"]
+        assert line["persona"] == [*names, "me"][i]
+        assert list(line["probabilities"]) == list(people.questions_[j].options)
+        np.testing.assert_allclose(
+            list(line["probabilities"].values()), expected[i, j, : len(line["probabilities"])], atol=1e-6
+        )
+
+
+def test_answers_of_the_language_model_to_new_questions(client):
+    questions = [
+        "natarms",
+        {"text": "Trains for free?", "options": ["no", "yes"]},
+        {"id": "z", "text": "And?", "options": ["a", "b", "c", "d"]},
+    ]
+    *found, end = lines(client.post("/v1/answers", json={"personas": ["cohort-0", "cohort-1"], "questions": questions}))
+    assert [line["question"] for line in found] == ["natarms"] * 2 + ["Trains for free?"] * 2 + ["z"] * 2
+    assert found[2]["probabilities"] == {"no": 0.5, "yes": 0.5}
+    assert {line["by"] for line in found} == {"lm"}
+    assert end["answers"] == 6
+
+
+def test_thousands_of_answers_in_one_call(client, bundle):
+    names = list(bundle.people.respondent_ids_)
+    body = {"personas": names, "questions": [q.id for q in bundle.people.questions_], "by": "opinion model"}
+    reply = client.post("/v1/answers", json=body)
+    assert len(reply.text.splitlines()) == len(names) * len(body["questions"]) + 1
+    assert (
+        f'personae_answers_total{{by="opinion model"}} {len(names) * len(body["questions"])}.0'
+        in client.get("/metrics").text
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "status", "sentence"),
+    [
+        ({"personas": []}, 400, "at least 1"),
+        ({"personas": ["cohort-0"] * (PERSONAS + 1)}, 400, f"at most {PERSONAS}"),
+        ({"personas": ["cohort-0"] * 5000, "questions": ["natarms"] * (CELLS // 5000 + 1)}, 400, "personas x"),
+        ({"personas": ["cohort-77"]}, 404, "nearest"),
+        ({"personas": [{"name": "cohort-0", "vector": [1]}]}, 400, "personas.0.vector"),
+        ({"questions": ["natarm"]}, 400, "nearest: natarms"),
+        ({"questions": [{"text": "Yes?", "options": ["yes"]}]}, 400, "questions.0.options"),
+        ({"questions": [{"text": "Yes?", "options": ["yes", "yes"]}]}, 400, "different options"),
+        ({"questions": [{"text": "Yes?", "options": ["yes", "no"]}], "by": "opinion model"}, 400, "a language model"),
+        ({"read": "minds"}, 400, "read"),
+    ],
+)  # fmt: skip
+def test_answers_that_nobody_gives(client, change, status, sentence):
+    reply = client.post("/v1/answers", json={"personas": ["cohort-0"], "questions": ["natarms"], **change})
+    assert (reply.status_code, sentence in reply.json()["error"]["message"]) == (status, True), reply.text
+
+
+def test_a_stream_that_broke_off_says_so(serve, echo):
+    echo.pause = 0.2
+    client = serve(deadline=0.5)
+    *found, end = lines(client.post("/v1/answers", json={"personas": ["cohort-0"], "questions": ["natarms"] * 20}))
+    assert 0 < len(found) < 20
+    assert end["error"]["code"] == "deadline_exceeded"
+
+
+def test_a_client_that_leaves_ends_the_answers(live, echo):
+    echo.pause = 0.05
+    url = live()
+    body = {"personas": ["cohort-0"], "questions": ["natarms"] * 2000}
+    begin = time.monotonic()
+    with httpx.stream("POST", f"{url}/v1/answers", json=body) as reply:
+        next(reply.iter_lines())
+    assert eventually(lambda: echo.closed == 1)
+    assert time.monotonic() - begin < 40  # all of it would take 50
+
+
+# the survey ------------------------------------------------------------------------------------------------------
+def test_questions(client, bundle):
+    found = client.get("/v1/questions").json()["data"]
+    assert [q["id"] for q in found] == [q.id for q in bundle.people.questions_]
+    shares = [p for q in found for p in q["population"] if p is not None]
+    assert len(shares) > 30
+    answers = bundle.cohorts.profiles_.answers
+    row = answers[(answers.question == "natenvir") & (answers.option == "too little")].iloc[0]
+    assert next(q for q in found if q["id"] == "natenvir")["population"][0] == pytest.approx(
+        row.population_share, abs=1e-6
+    )
+
+
+def test_cohorts(client, bundle):
+    found = client.get("/v1/cohorts").json()
+    assert (found["people"], found["minimum"]) == (len(bundle.people), 10)
+    assert [c["id"] for c in found["data"]] == [p.name for p in bundle.cohorts]
+    assert found["data"][0]["people"] == int(bundle.cohorts.summary_.people[0])
+    whole = client.get("/v1/cohorts/cohort-1").json()
+    assert len(whole["answers"]) > len(found["data"][1]["answers"]) > 0
+    assert client.get("/v1/cohorts/cohort-44").json()["error"]["code"] == "cohort_not_found"
+
+
+def test_no_figure_of_fewer_than_ten_people_leaves_the_server(client, bundle):
+    """Everywhere, and no cell that a reader could compute."""
+    seen = 0
+    for c in range(len(bundle.cohorts)):
+        card = client.get(f"/v1/cohorts/cohort-{c}").json()
+        for cells in (card["answers"], card["traits"]):
+            for name in {cell["name"] for cell in cells}:
+                mine = [cell for cell in cells if cell["name"] == name]
+                hidden = [cell for cell in mine if cell["count"] is None]
+                assert all(cell["count"] >= 10 for cell in mine if cell not in hidden)
+                assert all(cell[figure] is None for cell in hidden for figure in ("share", "low", "high"))
+                if hidden and mine[0]["n"] is not None and len(hidden) < len(mine):
+                    seen += 1
+                    assert len(hidden) > 1
+                    assert mine[0]["n"] - sum(cell["count"] or 0 for cell in mine) >= 10
+    assert seen > 3
+
+
+def test_small_cohorts_and_trait_groups_have_no_figures(serve, tmp_path):
+    survey = load_sample()
+    few = survey.select(survey.respondent_ids[:80])
+    people = OpinionModel(n_components=2).fit(few)
+    cohorts = Cohorts(k=8).fit(people, few)
+    sizes = np.bincount(cohorts.labels_, minlength=8)
+    assert (sizes < 10).any()
+    small = Bundle.write(tmp_path / "few", people, cohorts)
+    client = serve(bundle=small)
+    found = client.get("/v1/cohorts").json()["data"]
+    shown = [c["people"] for c in found]
+    for size, cohort in zip(sizes, found, strict=True):
+        assert cohort["people"] in (None, size)
+        if size < 10:
+            assert (cohort["people"], cohort["place"], cohort["distance"], cohort["answers"]) == (None, None, None, [])
+    left = 80 - sum(n or 0 for n in shown)
+    assert shown.count(None) > 1
+    assert left >= 10
+    place = client.get("/v1/map").json()
+    hidden = {c for c in range(8) if shown[c] is None}
+    assert hidden.isdisjoint(place["people"]["cohort"])
+    assert {g["id"] for g in place["cohorts"]} == {f"cohort-{c}" for c in range(8) if c not in hidden}
+    names = [m["id"] for m in client.get("/v1/models?limit=200").json()["data"] if m["kind"] == "trait group"]
+    counts = few.traits.partyid.value_counts()
+    assert {n for n in names if n.startswith("trait:partyid=")} == {
+        f"trait:partyid={v}" for v in counts[counts >= 10].index
+    }
+    rare = counts[counts < 10].index[0]
+    reply = client.get(f"/v1/personas/trait:partyid={rare}")
+    assert (reply.status_code, "at least 10" in reply.json()["error"]["message"]) == (404, True)
+
+
+def test_the_map(client, bundle):
+    place = client.get("/v1/map").json()
+    columns = place["people"]
+    assert place["of"] == len(bundle.people) == len(columns["id"])
+    assert {len(column) for column in columns.values()} == {len(bundle.people)}
+    person = client.get("/v1/personas/r0007").json()
+    row = columns["id"].index("r0007")
+    assert (columns["x"][row], columns["y"][row]) == pytest.approx(
+        (person["place"]["x"], person["place"]["y"]), abs=1e-3
+    )
+    group = next(g for g in place["traits"] if g["id"] == "trait:partyid=strong democrat")
+    card = client.get("/v1/personas/trait:partyid=strong democrat").json()
+    assert (group["x"], group["people"]) == (pytest.approx(card["place"]["x"], abs=1e-3), card["people"])
+    assert [len(place["cohorts"]), len(place["axes"])] == [4, 2]
+
+
+def test_make_me(client, bundle):
+    answers: dict[str, str] = {}
+    left = [1.0]
+    for _ in range(8):
+        found = client.post("/v1/next-question", json={"answers": answers}).json()
+        assert found["persona"]["uncertainty"] == pytest.approx(left[-1], abs=1e-3)
+        assert found["question"]["id"] == next_question(bundle.people, answers).question.id
+        left.append(found["uncertainty_after"])
+        answers[found["question"]["id"]] = found["question"]["options"][0]
+    assert left == sorted(left, reverse=True)
+    spread = np.trace(found["persona"]["place"]["covariance"])
+    nobody = client.post("/v1/next-question", json={}).json()["persona"]["place"]["covariance"]
+    assert spread < np.trace(nobody)
+    done = client.post("/v1/next-question", json={"answers": answers, "among": list(answers)}).json()
+    assert (done["question"], done["uncertainty_after"]) == (None, None)
+    assert client.get("/v1/personas").json()["data"] == []  # nothing is kept
+
+
+def test_no_reply_holds_a_vector_or_an_answer(client, bundle):
+    client.post("/v1/personas", json={"answers": ME})
+    for path in ("/v1/personas", "/v1/personas/r0007", "/v1/models?limit=1000", "/v1/map", "/v1/cohorts"):
+        text = client.get(path).text
+        assert "vector" not in text
+        assert repr(round(float(bundle.people["r0007"].vector[0]), 4)) not in text
+        assert "too little" not in client.get("/v1/personas").text
