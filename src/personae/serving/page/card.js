@@ -20,7 +20,7 @@ export function openCard() {
 export async function showCard(id) {
   shown = id;
   const panel = byId("panel-card");
-  panel.replaceChildren(waiting(`Looking up ${nameOf(id)} …`));
+  panel.replaceChildren(heading(id, "", colourOf(id) ?? GREY), waiting("Looking them up …"));
   try {
     const parts = await newest(() => (world.cohorts.has(id) ? ofCohort(world.cohorts.get(id)) : ofPersona(id)));
     if (shown !== id || !parts) return;
@@ -121,9 +121,8 @@ async function showAll(details, id) {
 
 // anybody else ----------------------------------------------------------------------------------------------------
 async function ofPersona(id) {
-  const card = await persona(id);
+  const [card, rows] = await Promise.all([persona(id), expected(id)]);
   const colour = colourOf(card.cohort ?? "") ?? COLOURS[0];
-  const rows = await expected(id);
   return [
     heading(id, KINDS[card.kind] ?? card.kind, colour),
     card.label && card.label !== nameOf(id) && h("p", { class: "label" }, card.label),
