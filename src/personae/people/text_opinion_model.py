@@ -14,15 +14,12 @@ from sklearn.base import BaseEstimator
 from torch import Tensor, nn
 
 from personae.data.survey import Survey
+from personae.people.new_questions import NewQuestions
 from personae.people.persona import Persona
 
 if TYPE_CHECKING:
     from personae.people.opinion_model import OpinionModel
 
-_HELD_OUT, _ENOUGH = (
-    0.05,
-    40,
-)  # share of the questions kept out to learn how sure to be of new ones; if there are enough
 ANCHORS = 5  # a scale is read at five places; options in between are interpolated
 
 
@@ -124,7 +121,9 @@ def _statistics(views: Sequence[np.ndarray]) -> tuple[Tensor, Tensor]:
 class TextOpinionModel(BaseEstimator):
     """The opinion model with question factors replaced by what a text encoder makes of the question.
 
-    No language model is in the loop: embeddings of the questions go in, which any encoder may have made.
+    No language model is in the loop: embeddings of the questions go in, which any encoder may have made. Questions
+    that were learned from are answered by a small network, whose features also speak to an LM; questions that nobody
+    was asked by those that read alike (`NewQuestions`), which a network of so few examples does worse.
 
     Parameters
     ----------
@@ -137,16 +136,14 @@ class TextOpinionModel(BaseEstimator):
     Attributes
     ----------
     network_ : PersonContext
-    sharpness_ : float
-        What logits of new questions are multiplied with: learned on questions that were kept out, 1 where there are
-        too few to keep any out.
+    new_ : NewQuestions
     loss_ : list of float
         Cross-entropy every hundredth step.
 
     Notes
     -----
-    The targets are the fitted opinion model's option probabilities of all people and questions, observed or not: the
-    same signal as the answers with less noise, and nothing that the answers given to ``people`` do not hold.
+    The network's targets are the fitted opinion model's option probabilities of all people and questions, observed or
+    not: the same signal as the answers with less noise, and nothing that the answers given to ``people`` do not hold.
 
     Examples
     --------
@@ -167,9 +164,7 @@ class TextOpinionModel(BaseEstimator):
         self.steps = steps
         self.random_state = random_state
 
-    def fit(
-        self, survey: Survey, people: OpinionModel, embeddings: np.ndarray, held_out: np.ndarray | None = None
-    ) -> TextOpinionModel:
+    def fit(self, survey: Survey, people: OpinionModel, embeddings: np.ndarray) -> TextOpinionModel:
         """Learn from a fitted opinion model.
 
         Parameters
@@ -177,22 +172,19 @@ class TextOpinionModel(BaseEstimator):
         survey : Survey
             Its questions are learned from; all must be known to ``people``.
         embeddings : float array, shape (Q, F) or (views, Q, F)
-            Of the survey's questions, in order.
-        held_out : int array, optional
-            Columns that are not learned from, to learn ``sharpness_``; those of `hold_out_questions` by default.
+            Of the survey's questions, in order. New questions are compared in the first view.
         """
         views = np.asarray(embeddings, dtype=np.float32)
         views = views if views.ndim == 3 else views[None]
         if views.shape[1] != survey.n_questions:
             raise ValueError(f"{views.shape[1]} embeddings for {survey.n_questions} questions")
+        columns, readout = people.question_index(survey.question_ids), people._readout
         rng = np.random.default_rng(self.random_state)
-        held_out = hold_out_questions(survey.n_questions, self.random_state) if held_out is None else held_out
-        learned = np.setdiff1d(np.arange(survey.n_questions), held_out)
         fork = torch.random.fork_rng(devices=[])
         with fork:
             torch.manual_seed(self.random_state)
             network = PersonContext(people.vectors_.shape[1], views.shape[2], self.width, self.dropout, len(views))
-            network.standardise(people.vectors_, list(views[:, learned]))
+            network.standardise(people.vectors_, list(views))
             vectors, texts = torch.as_tensor(people.vectors_).float(), torch.as_tensor(views)
             ids = survey.question_ids.to_numpy()
             optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-2)
@@ -200,7 +192,7 @@ class TextOpinionModel(BaseEstimator):
             for step in range(self.steps):
                 for group in optimiser.param_groups:
                     group["lr"] = 3e-3 * min(1, (step + 1) / 20) * (1 - step / self.steps)
-                asked = rng.choice(learned, min(16, len(learned)), replace=False)
+                asked = rng.choice(len(ids), min(16, len(ids)), replace=False)
                 who = rng.choice(len(vectors), min(128, len(vectors)), replace=False)
                 view = int(rng.integers(len(views)))
                 n_options = survey.n_options[asked].tolist()
@@ -214,13 +206,9 @@ class TextOpinionModel(BaseEstimator):
                 optimiser.step()
                 if step % 100 == 0:
                     self.loss_.append(loss.item())
-        self.network_, self.sharpness_ = network.eval(), 1.0
-        if len(held_out):
-            some = vectors[rng.choice(len(vectors), min(256, len(vectors)), replace=False)]
-            with torch.no_grad():
-                logits = network.option_logits(network(some, texts[0, held_out]), survey.n_options[held_out].tolist())
-            said = people.predict_proba(some.numpy(), ids[held_out])[..., : logits.shape[2]].transpose(1, 0, 2)
-            self.sharpness_ = sharpness(logits.numpy(), said)
+        self.network_ = network.eval()
+        intercepts, slopes = (torch.as_tensor(x[columns]) for x in (readout.intercepts, readout.weights))
+        self.new_ = NewQuestions(texts[0], survey.n_options.tolist(), intercepts, slopes, vectors)
         return self
 
     @torch.no_grad()
@@ -234,19 +222,13 @@ class TextOpinionModel(BaseEstimator):
     ) -> np.ndarray:
         """Option probabilities (P, C, K) for questions given by embeddings (C, F); zero beyond K.
 
-        Questions that were learned from are ``known``; of others less is known than the network believes
-        (``sharpness_``).
+        Questions that were learned from, in any view, are ``known``; others are given by their first view.
         """
         vectors = personas if isinstance(personas, np.ndarray) else np.stack([p.vector for p in personas])
         z, h = torch.as_tensor(vectors).float(), torch.as_tensor(np.asarray(embeddings)).float()
-        logits = self.network_.option_logits(self.network_(z, h, view), list(n_options))
-        logits = logits if known else logits * self.sharpness_
+        n = list(n_options)
+        logits = self.network_.option_logits(self.network_(z, h, view), n) if known else self.new_(z, h, n)
         return torch.softmax(logits, -1).transpose(0, 1).numpy()
-
-
-def hold_out_questions(n: int, seed: int) -> np.ndarray:
-    """Columns of questions to keep out of learning, ascending: a twentieth, none of fewer than forty."""
-    return np.sort(np.random.default_rng(seed).permutation(n)[: round(_HELD_OUT * n) if n >= _ENOUGH else 0])
 
 
 def sharpness(logits: np.ndarray, target: np.ndarray) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -14,7 +14,7 @@ from personae.data.survey import Survey
 from personae.lm.frozen import FrozenLM
 from personae.lm.prompts import Placement, Prompt, chat_prompt, letters_prompt, reply_ids, text_prompt
 from personae.lm.reading import Prepared, option_logits, prepare, read, represent, text_log_probs
-from personae.people.text_opinion_model import hold_out_questions, sharpness
+from personae.people.text_opinion_model import sharpness
 from personae.steering import talk
 
 if TYPE_CHECKING:
@@ -24,6 +24,8 @@ _SAID = 0.3  # weight of what was said in the target; the rest are the opinion m
 _SPOKEN = 64  # questions that are also answered by text and in sentences
 _SENTENCES, _OPEN, _SMALL = 5, 2, 1  # replies of a step: to a question of the survey, to an open one, to a greeting
 _STEP_TOKENS = 2048  # tokens of continuations in a step, where the prompt is not shared
+_NEW = 0.25  # share of a step's questions that are taken for new
+_TRIED = 64  # questions taken for new to learn how sure to be of new ones
 _VALIDATION = 0.05  # share of the people who are held out to stop early
 
 
@@ -44,11 +46,8 @@ class AnswersAndTalk:
         self.recipe, self.placement = recipe, placement
         rng = np.random.default_rng(seed)
         questions = survey.questions
-        # Questions that nothing is learned from: how sure to be of new ones is learned on them.
-        self.new = hold_out_questions(len(questions), seed) if recipe == "contextual" else np.array([], dtype=int)
-        learned = np.setdiff1d(np.arange(len(questions)), self.new)
         self.letters = prepare(lm, [letters_prompt(lm, q.text, q.options, placement) for q in questions])
-        self.spoken = np.sort(rng.choice(learned, min(_SPOKEN, len(learned)), replace=False))
+        self.spoken = np.sort(rng.choice(len(questions), min(_SPOKEN, len(questions)), replace=False))
         texts = [text_prompt(lm, q.text, q.options, placement) for q in questions]
         self.texts = prepare(lm, [texts[j] for j in self.spoken])
         # Few questions are put in several ways, so that a chat's wording matters less than its subject.
@@ -72,7 +71,7 @@ class AnswersAndTalk:
         self.asked = [
             np.intersect1d(np.flatnonzero(self.given[:, j] >= 0), self.trained) for j in range(len(questions))
         ]
-        self.usable = np.array([j for j in learned if len(self.asked[j])])
+        self.usable = np.flatnonzero([len(who) > 0 for who in self.asked])
         counts = survey.option_counts().astype(float)
         self.marginal = counts / np.maximum(counts.sum(1, keepdims=True), 1)
         # What a person adds to the shared prompt decides how many fit in a step.
@@ -129,23 +128,29 @@ class AnswersAndTalk:
 
     @torch.no_grad()
     def sharpness(self) -> float:
-        """How sure to be of new questions: what their letters' logits are to be multiplied with (1: as they are)."""
+        """How sure to be of new questions: what their letters' logits are to be multiplied with (1: as they are).
+
+        Learned on the answers that people held out gave to questions taken for new.
+        """
+        if self.recipe != "contextual":
+            return 1.0
         self.network.eval()
-        logits, target = [], []
-        for j in self.new:
-            if len(self.asked[j]):
-                who = np.random.default_rng([self.seed, int(j)]).choice(self.asked[j], 64)[None]
-                width = int(self.survey.n_options.max()) - int(self.survey.n_options[j])
-                found = self._logits(np.array([j]), who)[0].cpu().numpy()
-                logits.append(np.pad(found, ((0, 0), (0, width)), constant_values=-np.inf))
-                target.append(np.pad(self._target(np.array([j]), who)[0].cpu().numpy(), ((0, 0), (0, width))))
+        logits, target, widest = [], [], int(self.survey.n_options.max())
+        for j in np.random.default_rng(self.seed).permutation(self.usable)[:_TRIED]:
+            who = np.intersect1d(np.flatnonzero(self.given[:, j] >= 0), self.held_out)[None]
+            if who.size:
+                found = self._logits(np.array([j]), who, np.array([True]))[0].cpu().numpy()
+                beyond = ((0, 0), (0, widest - found.shape[1]))
+                logits.append(np.pad(found, beyond, constant_values=-np.inf))
+                target.append(np.pad(self._target(np.array([j]), who)[0].cpu().numpy(), beyond))
         return sharpness(np.concatenate(logits), np.concatenate(target)) if logits else 1.0
 
     # formats ---------------------------------------------------------------------------------------------------
     def _letters(self, rng: np.random.Generator) -> tuple[Tensor, int]:
         asked = rng.choice(self.usable, min(self.questions_a_step, len(self.usable)), replace=False)
         who = np.stack([rng.choice(self.asked[j], self.people_a_step) for j in asked])  # (C, N)
-        return _cross_entropy(self._logits(asked, who), self._target(asked, who)), who.size
+        new = rng.random(len(asked)) < _NEW if self.recipe == "contextual" else None
+        return _cross_entropy(self._logits(asked, who, new), self._target(asked, who)), who.size
 
     def _texts(self, rng: np.random.Generator) -> tuple[Tensor, int]:
         at, asked, who = self._some_spoken(rng, 2, 8)
@@ -198,10 +203,16 @@ class AnswersAndTalk:
     def _virtual(self, prepared: Prepared, who: np.ndarray, format: str, n_options: list[int] | None) -> Any:
         return self.network(self.vectors[who], prepared.representation, format, n_options)
 
-    def _logits(self, asked: np.ndarray, who: np.ndarray) -> Tensor:
+    def _logits(self, asked: np.ndarray, who: np.ndarray, new: np.ndarray | None = None) -> Tensor:
+        """Logits (C, N, K) of questions (C,) for people (C, N); those flagged ``new`` are taken for new ones."""
         prepared = self.letters.select(asked.tolist())
         options = [self.survey.questions[j].options for j in asked]
-        virtual = self._virtual(prepared, who, "letters", [len(o) for o in options])
+        n, vectors, network = [len(o) for o in options], self.vectors[who], cast(Any, self.network)
+        told: dict[str, Tensor] = {}
+        if new is not None:
+            expected = network.questions.left_out(vectors, torch.as_tensor(asked, device=vectors.device), n)
+            told = {"new": torch.as_tensor(new, device=vectors.device), "expected": expected}
+        virtual = network(vectors, prepared.representation, "letters", n, **told)
         return option_logits(self.lm, prepared, virtual, options)
 
     def _target(self, asked: np.ndarray, who: np.ndarray) -> Tensor:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from personae.lm.frozen import FrozenLM
 from personae.lm.prompts import LETTERS, letter_ids
 from personae.lm.reading import KeyValues
+from personae.people.new_questions import NewQuestions
 from personae.people.text_opinion_model import ANCHORS, PersonContext
 
 FORMATS = ("letters", "text", "talk")  # the ways in which the LM is read; each is a view of the context
@@ -80,12 +81,19 @@ class ContextualNetwork(nn.Module):
     The last term says in learned words where on the question's scale the features stand: one word a letter where the
     prompt lists lettered options, starting as the letters' own embeddings; one word an anchor of the scale (lowest to
     highest option) where the answer is a text or a sentence. The LM's feedback trains all of it.
+
+    The features of a question that is new lead nowhere: there are too few questions to learn what new ones mean. Its
+    letters are told p alone, as questions that read alike let expect it (`NewQuestions`). Training takes some questions
+    for new, with a p that knows nothing of their answers, so that the LM learns what such a p is worth.
     """
 
-    def __init__(self, lm: FrozenLM, trunk: PersonContext, n_tokens: dict[str, int], prefix: bool) -> None:
+    def __init__(
+        self, lm: FrozenLM, trunk: PersonContext, questions: NewQuestions, n_tokens: dict[str, int], prefix: bool
+    ) -> None:
         super().__init__()
         self.n_person = len(trunk.z_mean)
         self.trunk = trunk
+        self.questions = questions
         self.slot = Slot(lm, n_tokens, prefix)
         self.out = nn.Linear(2 * trunk.width, self.slot.most, bias=False)
         nn.init.normal_(self.out.weight, 0.0, 0.02)
@@ -96,12 +104,27 @@ class ContextualNetwork(nn.Module):
         self.letters = nn.Parameter(letters)
         self.anchors = nn.ParameterDict({f: torch.zeros(ANCHORS, self.slot.most) for f in FORMATS if f != "letters"})
 
-    def forward(self, vectors: Tensor, h: Tensor, format: str, n_options: list[int] | None) -> Tensor | KeyValues:
-        """Virtual tokens of people (N, D) or (C, N, D) in contexts (C, 2H)."""
+    def forward(
+        self,
+        vectors: Tensor,
+        h: Tensor,
+        format: str,
+        n_options: list[int] | None,
+        new: Tensor | None = None,
+        expected: Tensor | None = None,
+    ) -> Tensor | KeyValues:
+        """Virtual tokens of people (N, D) or (C, N, D) in contexts (C, 2H).
+
+        Of letters, the questions flagged ``new`` (C,) are answered as ``expected``, logits (C, N, K).
+        """
         features = self.trunk(vectors, h, FORMATS.index(format))
         numbers = self.out(features)
         if format == "letters":
-            p = torch.softmax(self.trunk.option_logits(features, n_options or [ANCHORS] * len(h)), -1)  # (C, N, K)
+            logits = self.trunk.option_logits(features, n_options or [ANCHORS] * len(h))  # (C, N, K)
+            if new is not None and expected is not None:
+                flag = new[:, None, None]
+                numbers, logits = numbers.masked_fill(flag, 0.0), torch.where(flag, expected, logits)
+            p = torch.softmax(logits, -1)
             numbers = numbers + p @ self.letters[: p.shape[-1]]
         else:
             numbers = numbers + torch.softmax(self.trunk.scale_readout(features), -1) @ self.anchors[format]

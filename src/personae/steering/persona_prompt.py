@@ -17,6 +17,7 @@ from personae.data.survey import Question, Survey
 from personae.lm.frozen import FrozenLM
 from personae.lm.prompts import Message, Placement, Prompt, chat_prompt, letters_prompt, plain_prompt, text_prompt
 from personae.lm.reading import KeyValues, Prepared, option_logits, prepare
+from personae.people.new_questions import NewQuestions
 from personae.people.persona import Persona
 from personae.people.text_opinion_model import PersonContext, TextOpinionModel
 from personae.steering.base import ChatRows, Steerer, check_read
@@ -60,9 +61,9 @@ class PersonaPrompt(Steerer):
         One a validation: step, loss, NLL and accuracy on held-out people.
     sharpness_ : float
         What the letters' logits of questions that were not trained on are multiplied with, so that their probabilities
-        are no surer than they should be: learned on questions kept out of training, 1 where there are too few.
+        are no surer than they should be: learned on people held out, of questions taken for new.
     text_model_ : TextOpinionModel or None
-        The warm start of the contextual recipe, which answers questions nobody was asked without the LM.
+        The warm start of the contextual recipe, which answers any question without the LM; None after `load`.
 
     Notes
     -----
@@ -130,7 +131,7 @@ class PersonaPrompt(Steerer):
             if self.recipe == "contextual":
                 waiting.update("learning what people make of the questions, without the language model")
                 self.text_model_ = TextOpinionModel(random_state=self.random_state)
-                self.text_model_.fit(survey, people, torch.stack(task.views).cpu().numpy(), task.new)
+                self.text_model_.fit(survey, people, torch.stack(task.views).cpu().numpy())
             task.network = self.network_ = self._build(task, people).to(self.lm_.device)
         schedule = Schedule(
             steps=self.steps,
@@ -140,7 +141,7 @@ class PersonaPrompt(Steerer):
         path = None if checkpoint is None else Path(checkpoint)
         self.history_ = train(task, schedule, path, resume, progress)
         self.sharpness_ = task.sharpness()
-        self.known_ = frozenset(_mark(survey.questions[j]) for j in task.usable)
+        self.known_ = frozenset(_mark(task.letters.prompts[j]) for j in task.usable)
         self.lm_fingerprint_ = self.lm_.fingerprint
         return self
 
@@ -166,7 +167,7 @@ class PersonaPrompt(Steerer):
             return ConstantNetwork(self.lm_, people.vectors_.shape[1], self.n_tokens_, prefix)
         assert self.text_model_ is not None
         trunk = self.text_model_.network_.without_dropout()
-        return ContextualNetwork(self.lm_, trunk, self.n_tokens_, prefix)
+        return ContextualNetwork(self.lm_, trunk, self.text_model_.new_, self.n_tokens_, prefix)
 
     # answering -------------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -226,13 +227,19 @@ class PersonaPrompt(Steerer):
 
     def sharpness_of(self, question: Question) -> float:
         """What the logits of a question's letters are multiplied with: 1 for one that was trained on."""
-        return 1.0 if _mark(question) in self.known_ else self.sharpness_
+        prompt = letters_prompt(self.lm_, question.text, question.options, self.placement_)
+        return 1.0 if _mark(prompt) in self.known_ else self.sharpness_
 
     def virtual_tokens(
         self, prepared: Prepared, vectors: torch.Tensor, format: str, n_options: list[int] | None = None
     ) -> torch.Tensor | KeyValues:
         """Virtual tokens (C, N, T, H) of people (N, D) in C contexts; key/values a layer for ``prefix``."""
-        return self.network_(vectors, prepared.representation, format, n_options)
+        h, told = prepared.representation, {}
+        if isinstance(self.network_, ContextualNetwork) and format == "letters" and n_options is not None:
+            new = torch.tensor([_mark(prompt) not in self.known_ for prompt in prepared.prompts], device=h.device)
+            if new.any():
+                told = {"new": new, "expected": self.network_.questions(vectors, h, n_options)}
+        return self.network_(vectors, h, format, n_options, **told)
 
     def question_rows(self, question: Question, personas: Sequence[Persona]) -> ChatRows:
         """One question with lettered options as each persona is asked it, as `chat_rows` gives a chat."""
@@ -296,7 +303,7 @@ class PersonaPrompt(Steerer):
         Raises
         ------
         ValueError
-            The LM is not the one it was trained with.
+            The LM is not the one it was trained with, or the folder is of an earlier version.
         """
         folder = Path(folder)
         about: dict[str, Any] = json.loads((folder / "steerer.json").read_text())
@@ -317,7 +324,10 @@ class PersonaPrompt(Steerer):
             width, n_context = weights["trunk.interaction.weight"].shape
             n_person = weights["trunk.person.0.weight"].shape[1]
             trunk = PersonContext(n_person, n_context, width, dropout=0.0, views=len(weights["trunk.h_mean"]))
-            self.network_ = ContextualNetwork(self.lm_, trunk, self.n_tokens_, prefix)
+            kept = {n.removeprefix("questions."): v for n, v in weights.items() if n.startswith("questions.")}
+            if not kept:
+                raise ValueError(f"{folder} is of an earlier version, which knew less of new questions; train it again")
+            self.network_ = ContextualNetwork(self.lm_, trunk, NewQuestions.from_state(kept), self.n_tokens_, prefix)
         self.network_.load_state_dict(weights)
         self.network_.to(self.lm_.device).eval()
         self.history_ = about["history"]
@@ -336,6 +346,6 @@ def check_lm(lm: FrozenLM, trained_with: dict[str, Any], folder: Path) -> None:
             )
 
 
-def _mark(question: Question) -> str:
-    """A short name of a question's wording and options, whatever its id."""
-    return hashlib.sha256("\0".join([question.text, *question.options]).encode()).hexdigest()[:16]
+def _mark(prompt: Prompt) -> str:
+    """A short name of a question's prompt: of its wording and options, whatever its id."""
+    return hashlib.sha256(" ".join(map(str, prompt.text_ids)).encode()).hexdigest()[:16]

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 
 from personae.data.survey import Question, Survey
 from personae.evaluation.plan import make_plan
@@ -154,22 +155,42 @@ def test_an_option_keeps_its_probability_wherever_it_is_listed(steerer, lm, peop
     torch.testing.assert_close(turned, p[..., order], atol=1e-5, rtol=0)
 
 
-def test_new_questions_are_answered_by_what_was_learned_of_new_ones(lm, camps):
-    survey = camps(60, 45)
+def test_a_new_question_is_told_what_to_expect_of_it(lm, camps):
+    survey = camps(60, 8)
     people = OpinionModel(n_components=1).fit(survey)
     steerer = PersonaPrompt(lm, steps=2).fit(survey, people, progress=False)
-    assert len(steerer.known_) == 43  # two are kept out
+    assert len(steerer.known_) == 8
     assert 0.05 < steerer.sharpness_ < 2
     me, known = people.fold_in({"q0": survey.questions[0].options[0]}), survey.questions
     unknown = Question("other", "Is this asked anywhere?", known[0].options)
-    p = {
-        w: (setattr(steerer, "sharpness_", w), steerer.predict_proba([me], [*known, unknown]))[1][0] for w in (1.0, 0.5)
-    }
-    root = np.sqrt(p[1.0])
-    np.testing.assert_allclose(p[0.5][-1], root[-1] / root[-1].sum(), rtol=1e-4)
-    assert sum(np.allclose(a, b) for a, b in zip(p[0.5], p[1.0], strict=True)) == 43
+    asked = [*known, unknown]
+
+    def answers() -> np.ndarray:
+        return steerer.predict_proba([me], asked)[0]
+
+    before = answers()
+    steerer.sharpness_ /= 2  # of new questions only
+    root = np.sqrt(before[-1])
+    np.testing.assert_allclose(answers()[-1], root / root.sum(), rtol=1e-4)
+    np.testing.assert_array_equal(answers()[:-1], before[:-1])
+    # Its virtual tokens are the words of what is expected, and the trunk has no say.
+    with torch.no_grad():
+        steerer.network_.trunk.scale_readout.weight.mul_(-3)
+        assert not np.allclose(answers()[:-1], before[:-1])
+        np.testing.assert_allclose(answers()[-1], root / root.sum(), rtol=1e-4)
+        steerer.network_.letters.mul_(-3)
+    assert not np.allclose(answers()[-1], root / root.sum(), rtol=1e-4)
     renamed = Question("another id", known[0].text, known[0].options)
     assert (steerer.predict_proba([me], [renamed]) == steerer.predict_proba([me], [known[0]])).all()
+
+
+def test_what_an_earlier_version_saved_is_refused(lm, mixed, people, tmp_path):
+    steerer = PersonaPrompt(lm, steps=1).fit(mixed, people, progress=False)
+    steerer.save(tmp_path)
+    kept = {n: v for n, v in steerer.network_.state_dict().items() if not n.startswith("questions.")}
+    save_file(kept, tmp_path / "network.safetensors")
+    with pytest.raises(ValueError, match=r"earlier version.*train it again"):
+        PersonaPrompt.load(tmp_path, lm=lm)
 
 
 # learning --------------------------------------------------------------------------------------------------------
@@ -474,9 +495,13 @@ class Recorder(torch.nn.Module):
         super().__init__()
         self.inner, self.seen = inner, []
 
-    def forward(self, vectors, *more):
+    @property
+    def questions(self):
+        return self.inner.questions
+
+    def forward(self, vectors, *more, **told):
         self.seen.append(vectors.reshape(-1, vectors.shape[-1]))
-        return self.inner(vectors, *more)
+        return self.inner(vectors, *more, **told)
 
 
 @pytest.mark.parametrize("recipe", ["contextual", "paper"])
