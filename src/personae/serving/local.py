@@ -51,11 +51,11 @@ class LocalBackend:
     >>> async def ask():
     ...     backend = LocalBackend(steerer)
     ...     everybody = [people[name] for name in people.respondent_ids_[:5]]
-    ...     blocks = [block async for block in backend.answers(everybody, survey.questions[:20])]
+    ...     blocks = [block async for block in backend.answers(everybody, survey.questions[:18])]
     ...     await backend.close(grace=1)
     ...     return blocks
     >>> [block.shape for block in asyncio.run(ask())]
-    [(5, 16, ...), (5, 4, ...)]
+    [(5, 16, 3), (5, 2, 3)]
     """
 
     name = "local"
@@ -125,7 +125,13 @@ class LocalBackend:
             if not who:
                 return ChatRows([plain_prompt(self._lm, said, "before")] * len(personas), None)
             return self._steerer.text_rows(said, who)
-        return self._steerer.chat_rows([{"role": role, "content": content} for role, content in said], who)
+        rows = self._steerer.chat_rows([{"role": role, "content": content} for role, content in said], who)
+        if rows.mixed is not None:
+            raise ValueError(
+                f"this steerer ({self._steerer.method}) mixes several prompts in a reply, which is not served; "
+                'open it with selection="hard"'
+            )
+        return rows
 
 
 @dataclass(frozen=True)
