@@ -66,10 +66,10 @@ def me(page: Page) -> None:
     page.wait_for_selector("progress[value='6']")
 
 
-PICTURES = [
-    ("page-card", card, 1280, "light"),
-    ("page-ask-dark", ask, 1280, "dark"),
-    ("page-me-390", me, 390, "light"),
+PICTURES = [  # name, what it shows, width, height, colours
+    ("page-card", card, 1280, 860, "light"),
+    ("page-ask-dark", ask, 1280, 1040, "dark"),
+    ("page-me-390", me, 390, 860, "light"),
 ]
 
 
@@ -77,8 +77,8 @@ def main(bundle: Bundle, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     with served(bundle) as url, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
-        for name, show, width, scheme in PICTURES:
-            page = browser.new_page(viewport={"width": width, "height": 860}, color_scheme=scheme)
+        for name, show, width, height, scheme in PICTURES:
+            page = browser.new_page(viewport={"width": width, "height": height}, color_scheme=scheme)
             page.goto(url)
             page.wait_for_selector("html[data-ready]")
             show(page)

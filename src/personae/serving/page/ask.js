@@ -1,11 +1,9 @@
 // The question box: options or none, bars of those who answer beside everybody's.
 
 import { answers } from "./api.js";
-import { button, byId, h, latest, problem, waiting } from "./dom.js";
+import { byId, h, problem, waiting } from "./dom.js";
 import { bars, legend } from "./figures.js";
-import { COLOURS, GREY, forAnswers, nameOf, titleOf, world } from "./world.js";
-
-const newest = latest();
+import { GREY, forAnswers, nameOf, titleOf, world } from "./world.js";
 
 /** @param toChat called with a question that has no options */
 export function openAsk(toChat) {
@@ -48,7 +46,7 @@ export function openAsk(toChat) {
     h(
       "form",
       { submit },
-      h("label", {}, "A question of the survey, or ", speaks ? "your own" : "none", known),
+      h("label", {}, speaks ? "A question of the survey, or your own" : "A question of the survey", known),
       h("label", {}, "Question", text),
       h("label", {}, "Options, one a line", speaks ? h("span", { class: "soft" }, " (leave empty to be told in words)") : "", options),
       byLabel,
@@ -72,7 +70,7 @@ function byTopic() {
 async function ask(question, by, results) {
   const members = world.company;
   if (!members.length) {
-    results.replaceChildren(problem(new Error("Nobody answers yet: pick somebody on the map and add them.")));
+    results.prepend(problem(new Error("Nobody answers yet: pick somebody on the map and add them.")));
     return;
   }
   const place = h("article", { class: "result" }, waiting("Asking …"));
@@ -82,8 +80,7 @@ async function ask(question, by, results) {
   const personas = [...members.map(forAnswers), ...(observed ? [] : ["everybody"])];
   const asked = question.id ?? { text: question.text, options: question.options };
   try {
-    const found = await newest((signal) => answers(personas, [asked], { by, signal }));
-    if (!found) return place.remove();
+    const found = await answers(personas, [asked], { by });
     const series = members.map(({ id, colour }, i) => ({ name: nameOf(id), colour, p: (o) => found[i][0].get(o) }));
     const share = (option) => question.population[question.options.indexOf(option)];
     series.push({
@@ -103,7 +100,6 @@ async function ask(question, by, results) {
   } finally {
     results.setAttribute("aria-busy", "false");
   }
-  return undefined;
 }
 
 /** Bars of one question for given people, for other panels. */

@@ -2,13 +2,12 @@
 
 import { answers, get, persona, remove } from "./api.js";
 import { inviteButton } from "./company.js";
-import { button, byId, dot, h, latest, problem, speak, table, waiting } from "./dom.js";
+import { button, byId, dot, h, problem, speak, table, waiting } from "./dom.js";
 import { asCells, legend, profile } from "./figures.js";
 import { COLOURS, GREY, colourOf, count, nameOf, percent, titleOf, world } from "./world.js";
 
 const MOST_PREDICTED = 5; // answers on the card of somebody who is no cohort
 const KINDS = { "fold-in": "made from answers", everybody: "the average of all" };
-const newest = latest();
 let shown = null;
 
 export function openCard() {
@@ -22,8 +21,8 @@ export async function showCard(id) {
   const panel = byId("panel-card");
   panel.replaceChildren(heading(id, "", colourOf(id) ?? GREY), waiting("Looking them up …"));
   try {
-    const parts = await newest(() => (world.cohorts.has(id) ? ofCohort(world.cohorts.get(id)) : ofPersona(id)));
-    if (shown !== id || !parts) return;
+    const parts = world.cohorts.has(id) ? ofCohort(world.cohorts.get(id)) : await ofPersona(id);
+    if (shown !== id) return; // somebody else was picked meanwhile
     panel.replaceChildren(...parts.filter(Boolean));
     showActions();
     speak(`Card of ${nameOf(id)}`);

@@ -71,7 +71,11 @@ function restart() {
 
 /** Sends a message to everybody who answers. */
 export async function say(said) {
-  if (running || !world.about.language_model) return;
+  if (!world.about.language_model) return;
+  if (running || !world.company.length) {
+    byId("message").value = said; // for later
+    return;
+  }
   const stop = (running = new AbortController());
   busy(true);
   await Promise.all(world.company.map((member) => reply(member, said, stop.signal)));
@@ -103,6 +107,7 @@ async function reply(member, said, signal) {
   } catch (error) {
     if (signal.aborted) turn.element.append(h("span", { class: "soft" }, " (stopped)"));
     else turn.element.after(problem(error));
+    if (!turn.content) talk.splice(-2); // what got no reply was not said
     if (!turn.content && !signal.aborted) turn.element.remove();
   } finally {
     turn.element.classList.remove("busy");

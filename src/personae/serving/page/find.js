@@ -8,7 +8,10 @@ const MOST_FOUND = 40;
 export function openFinder() {
   byId("find").addEventListener("input", list);
   byId("find").addEventListener("keydown", (event) => {
-    if (event.key === "Enter") byId("found").querySelector("button")?.click();
+    if (event.key !== "Enter") return;
+    const first = byId("found").querySelector("button");
+    if (first) first.click();
+    else if (byId("find").value.trim()) world.pick(byId("find").value.trim()); // somebody who is not drawn, or a blend
   });
   world.on("made", list);
   world.on("company", list);
@@ -25,7 +28,7 @@ function list() {
       ? `The first ${MOST_FOUND} of ${count(found.length)}; write more of the name.`
       : found.length
         ? `${found.length} found.`
-        : "Nobody has this in their name.";
+        : "Nobody on the map has this in their name; Enter looks for exactly this.";
 }
 
 /** What is listed before anybody searches: those made here, cohorts, everybody. */

@@ -1,5 +1,6 @@
-// The map: people on a canvas, which draws ten thousand of them in a few milliseconds anywhere; groups as buttons above
-// it; lines and ellipses as SVG above both.
+// The map: people on a canvas, groups as buttons above it, lines and ellipses as SVG above both. A canvas draws ten
+// thousand people in a few milliseconds on any machine, before Plotly's script has even come; and Plotly's own fast
+// scatter compiles code from strings, which the page's Content-Security-Policy forbids.
 
 import { button, h } from "./dom.js";
 import { listen } from "./hands.js";

@@ -62,7 +62,7 @@ def visit(browser, live) -> Iterator[Callable[..., Visit]]:
 
     def visit(rules: Rules | None = None, width: int = 1280, scheme: str = "light", wait: bool = True, **how) -> Visit:
         url = live(rules, **how)
-        page = browser.new_page(viewport={"width": width, "height": 860}, color_scheme=scheme)
+        page = browser.new_page(viewport={"width": width, "height": 860}, color_scheme=scheme, reduced_motion="reduce")
         page.set_default_timeout(60_000)
         visits.append((Visit(page), url))
         page.goto(url)
@@ -126,6 +126,17 @@ def test_groups_of_a_trait_stand_on_the_map(visit):
     expect(visited.page.locator(".mark")).to_have_text(["female", "male"])
     visited.page.get_by_role("button", name="sex: male").click()
     expect(visited.page.locator("#panel-card h2")).to_have_text("sex: male")
+
+
+def test_whoever_is_not_drawn_is_found_by_the_exact_name(visit):
+    visited = visit()
+    page = visited.page
+    for name in ("0.5*cohort-0+0.5*r0007", "r9999"):
+        page.fill("#find", name)
+        page.press("#find", "Enter")
+        expect(page.locator("#panel-card h2")).to_have_text(name)
+    expect(page.locator("#panel-card [role=alert]")).to_contain_text("r9999")
+    visited.forgive("404")
 
 
 # asking and talking ----------------------------------------------------------------------------------------------
@@ -227,7 +238,6 @@ def test_make_me_moves_the_point_talks_and_is_deleted(visit, store):
     places, widths = [], []
     for i in range(8):
         expect(panel.locator("progress")).to_have_attribute("value", str(i))
-        page.wait_for_timeout(700)  # the point glides
         places.append((page.locator(".you").get_attribute("cx"), page.locator(".you").get_attribute("cy")))
         widths.append(float(page.locator(".where").get_attribute("rx")))
         panel.locator("fieldset button").first.click()
@@ -314,9 +324,11 @@ def test_everything_is_done_without_a_mouse(visit):
     page.keyboard.type("everyb")
     page.keyboard.press("Enter")
     expect(page.locator("#panel-card h2")).to_have_text("everybody")
+    add = page.get_by_role("button", name="Add to conversation")
+    expect(add).to_be_visible()
     page.locator("#tab-card").focus()
     page.keyboard.press("Tab")
-    expect(page.get_by_role("button", name="Add to conversation")).to_be_focused()
+    expect(add).to_be_focused()
     outline = page.evaluate("getComputedStyle(document.activeElement).outlineStyle")
     assert outline == "solid"
     page.keyboard.press("Enter")
