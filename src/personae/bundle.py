@@ -20,6 +20,7 @@ import personae
 
 if TYPE_CHECKING:
     from personae.data.account import Account
+    from personae.data.dialogues import Dialogues
     from personae.people.cohorts import Cohorts
     from personae.people.opinion_model import OpinionModel
     from personae.people.persona import Persona
@@ -125,6 +126,8 @@ class Bundle:
 
     def _part(self, part: str) -> Path:
         if part not in self:
+            if "people" not in self:
+                raise BundleError(f"the bundle {self.folder} was trained on dialogues and has no {part}")
             made = "steer" if part == "steerer" else "fit"
             raise BundleError(f"the bundle {self.folder} has no {part}; make them with: personae {made}")
         if _read_manifest(self.folder) != self.manifest:
@@ -139,15 +142,23 @@ class Bundle:
         ----------
         name : str
             A cohort (``"cohort-2"``), a respondent's id, a trait group (``"trait:partyid=strong democrat"``), or a
-            weighted blend of these (``"0.7*cohort-0+0.3*r0007"``; weights are normalised).
+            weighted blend of these (``"0.7*cohort-0+0.3*r0007"``; weights are normalised). A bundle that was trained on
+            dialogues knows ``"anyone"`` alone.
 
         Raises
         ------
         SurveyError
             Nobody has this name; the nearest ones are named.
         """
-        from personae.people.persona import Persona
+        from personae.people.persona import ANYONE, Persona
 
+        if "people" not in self:
+            if name != ANYONE.name:
+                raise BundleError(
+                    f'the bundle {self.folder} was trained on dialogues and knows nobody by name: speak as "anyone", '
+                    "and say in words who that is"
+                )
+            return ANYONE
         if (found := self._one(name)) is not None:
             return found
         terms = [_TERM.fullmatch(term) for term in _BETWEEN_TERMS.split(name)]
@@ -187,11 +198,12 @@ class Bundle:
     def write(
         cls,
         folder: str | Path,
-        people: OpinionModel,
+        people: OpinionModel | None = None,
         cohorts: Cohorts | None = None,
         steerer: Any = None,
         account: Account | None = None,
         source: Mapping[str, Any] | None = None,
+        dialogues: Dialogues | None = None,
     ) -> Bundle:
         """Write a new bundle; an existing one is replaced as a whole.
 
@@ -203,23 +215,27 @@ class Bundle:
         account : Account, optional
             What the reader skipped and why; its counts are kept, the places are not.
         source : mapping, optional
-            The arguments of `read_survey`, so that the survey can be found again.
+            The arguments of `read_survey` or `read_dialogues`, so that the data can be found again.
+        dialogues : Dialogues, optional
+            What a steerer was trained on where there are no people.
 
         Raises
         ------
         BundleError
             The folder holds something else than a bundle, or another process is writing it.
         """
-        about = {
-            "fingerprint": people.fingerprint_,
-            "respondents": len(people),
-            "questions": len(people.questions_),
-            "source": dict(source or {}),
-            "account": _without_places(account),
-        }
-        seeds = {"people": people.random_state} | ({"cohorts": cohorts.random_state} if cohorts is not None else {})
-        parts = {"people": people, "cohorts": cohorts, "steerer": steerer}
-        writers = {part: fitted.save for part, fitted in parts.items() if fitted is not None}
+        about: dict[str, Any] = {"source": dict(source or {}), "account": _without_places(account)}
+        if people is not None:
+            sizes = {"respondents": len(people), "questions": len(people.questions_)}
+            about = {"fingerprint": people.fingerprint_, **sizes, **about}
+        elif dialogues is not None and steerer is not None:
+            sizes = {"dialogues": len(dialogues), "turns": sum(dialogues.speakers.values())}
+            about = {"fingerprint": dialogues.fingerprint, **sizes, **about}
+        else:
+            raise ValueError("a bundle holds people, or a steerer with the dialogues that it was trained on")
+        fitted = {"people": people, "cohorts": cohorts}
+        seeds = {part: model.random_state for part, model in fitted.items() if model is not None}
+        writers = {part: model.save for part, model in {**fitted, "steerer": steerer}.items() if model is not None}
         return cls._write(Path(folder), writers, {"seeds": seeds, "data": about, "steerer": None}, steerer)
 
     def push_to_hub(self, repo_id: str, **how: Any) -> str:

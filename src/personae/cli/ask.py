@@ -53,7 +53,7 @@ def ask(
     personas = [bundle.persona(name) for name in names]
     if answers is not None:
         personas.append(bundle.people.fold_in(parse_answers(answers)))
-    personas = personas or list(bundle.cohorts)
+    personas = personas or (list(bundle.cohorts) if "people" in bundle else [bundle.persona("anyone")])
     found = _probabilities(bundle, question, known, personas)
     if as_json:
         print_json(_as_dict(question, known, personas, found))
@@ -65,14 +65,15 @@ def find_question(bundle: Bundle, text: str, options: str | None) -> tuple[Quest
     """The question that is meant, and whether it is one of the survey's."""
     from personae.data.survey import Question
 
-    known = next((q for q in bundle.people.questions_ if text in (q.id, q.text)), None)
+    questions = bundle.people.questions_ if "people" in bundle else ()
+    known = next((q for q in questions if text in (q.id, q.text)), None)
     if known is not None:
         if options is not None:
             raise click.ClickException(
                 f"{known.id} has its own options ({' | '.join(known.options)}); leave out --options"
             )
         return known, True
-    if options is None and not re.search(r"\s", text.strip()):
+    if options is None and questions and not re.search(r"\s", text.strip()):
         bundle.people.question_index(text)  # meant as an id: raises and names the nearest ones
     labels = tuple(part.strip() for part in (options or "").split("|"))
     if len(set(labels)) < 2 or len(set(labels)) < len(labels) or not all(labels):

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from personae.bundle import Bundle
     from personae.people.persona import Persona
 
-_REMEMBERED = 12  # messages, half of them theirs: a small LM is lost in more
+REMEMBERED = 12  # messages, half of them theirs: a small LM is lost in more
 _HELP = "/persona NAME   /personas   /reset   /quit"
 
 
@@ -63,7 +63,7 @@ def chat(folder: Path, name: str, once: str | None, temperature: float, seed: in
         conversation.say(once)
         return
     click.echo(f"{conversation.who()}\n{_HELP}", err=True)
-    for line in _lines():
+    for line in typed_lines():
         if line == "/quit":
             return
         conversation.take(line)
@@ -76,6 +76,8 @@ class _Conversation:
 
     def who(self) -> str:
         label = f": {self.persona.label}" if self.persona.label else ""
+        if not len(self.persona.vector):
+            return self.persona.name
         return f"{self.persona.name}{label} (uncertainty {self.persona.uncertainty:.2f})"
 
     def take(self, line: str) -> None:
@@ -91,6 +93,8 @@ class _Conversation:
                 return
             self.messages = []  # what somebody else said is not theirs
             click.echo(self.who(), err=True)
+        elif word == "/personas" and "people" not in self.bundle:
+            click.echo("anyone", err=True)
         elif word == "/personas":
             for p in self.bundle.cohorts:
                 click.echo(f"{p.name}: {p.label}", err=True)
@@ -105,7 +109,7 @@ class _Conversation:
 
     def say(self, message: str) -> None:
         """Print the reply as it is made (with JSON, when it is complete) and remember both."""
-        self.messages = [*self.messages[-_REMEMBERED:], {"role": "user", "content": message}]
+        self.messages = [*self.messages[-REMEMBERED:], {"role": "user", "content": message}]
         pieces = []
         for (piece,) in self.steerer.stream(self.messages, [self.persona], **self.how):
             pieces.append(piece)
@@ -117,7 +121,7 @@ class _Conversation:
         click.echo(json.dumps(said, ensure_ascii=False) if self.as_json else "")
 
 
-def _lines() -> Iterator[str]:
+def typed_lines() -> Iterator[str]:
     """What is typed, until the end of input."""
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  (arrow keys in the line)

@@ -12,6 +12,7 @@ from personae.cli.bench import bench
 from personae.cli.chat import chat
 from personae.cli.cohorts import cohorts
 from personae.cli.common import Group
+from personae.cli.converse import converse
 from personae.cli.demo import demo
 from personae.cli.evaluate import evaluate
 from personae.cli.export import export
@@ -42,7 +43,22 @@ def main(ctx: click.Context) -> None:
         click.echo(ctx.get_help())
 
 
-for _command in (demo, fit, questions, cohorts, steer, ask, chat, evaluate, report, export, serve, models, bench):
+for _command in (
+    demo,
+    fit,
+    questions,
+    cohorts,
+    steer,
+    ask,
+    chat,
+    converse,
+    evaluate,
+    report,
+    export,
+    serve,
+    models,
+    bench,
+):
     main.add_command(_command)
 
 if __name__ == "__main__":

@@ -53,21 +53,20 @@ def draw_use(by_turn: pd.DataFrame, by_person: pd.DataFrame) -> Figure:
     people = by_person.head(_PEOPLE).drop(columns="n")
     people = people.iloc[np.lexsort(people.to_numpy().T[::-1])[::-1]]
     turns = by_turn.drop(columns="n")
-    labels = [*map(str, turns.index[:-1]), f"{turns.index[-1]}" + "+" * (turns.index[-1] == _TURNS)]
-    size = (1.2 + 0.35 * len(turns), 0.35 * len(people) * 0.6 + 1.2)
-    figure = Figure(figsize=(4.5 + size[0], max(3.0, size[1])), layout="constrained")
-    left, right = figure.subplots(1, 2, width_ratios=[size[0], 4.5])
+    labels = [f"{turn}+" if turn == _TURNS else str(turn) for turn in turns.index]
+    figure = Figure(figsize=(9, 2.2 + 0.12 * len(people)), layout="constrained")
+    left, right = figure.subplots(1, 2)
     bottom = np.zeros(len(turns))
     for k, name in enumerate(turns):
-        left.bar(labels, 100 * turns[name], bottom=bottom, label=f"prompt {k}")
+        left.bar(labels, 100 * turns[name], bottom=bottom, label=str(k))
         bottom += 100 * turns[name].to_numpy()
-    left.set(xlabel="own turn", ylabel="use, %", ylim=(0, 100))
+    left.set(xlabel="own turn", ylabel="use, %", ylim=(0, 100), xlim=(-0.6, max(len(turns), 4) - 0.4))
     left.spines[["top", "right"]].set_visible(False)
-    left.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.15), ncols=4)
     image = right.imshow(100 * people.to_numpy(), cmap="Blues", vmin=0, vmax=100, aspect="auto")
-    right.set_xticks(range(people.shape[1]), [f"prompt {k}" for k in range(people.shape[1])], fontsize=8)
+    right.set_xticks(range(people.shape[1]), [str(k) for k in range(people.shape[1])])
     right.set_yticks(range(len(people)), [_short(name) for name in people.index], fontsize=6)
-    right.set_title("by person", fontsize=9)
+    right.set_xlabel("prompt")
+    figure.legend(title="prompt", loc="outside left center", frameon=False, fontsize=8)
     figure.colorbar(image, ax=right, label="use, %", shrink=0.7)
     return figure
 
@@ -102,5 +101,5 @@ def compared(found: dict[str, Any]) -> Figure:
     return figure
 
 
-def _short(text: str, width: int = 48) -> str:
+def _short(text: str, width: int = 44) -> str:
     return text if len(text) <= width else text[: width - 1] + "…"

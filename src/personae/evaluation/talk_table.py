@@ -256,13 +256,18 @@ def as_markdown(found: dict[str, Any]) -> str:
             lines = [[name, *(of_row.get(metric, "") for metric in shown)] for name, of_row in cells.items()]
             parts += [f"## Less {other}, with 95 % intervals over dialogues", _markdown(headers, lines)]
     if found["prompts"]:
-        parts += ["## Use of the prompts", _markdown(*use_table(found["prompts"]))]
+        about = (
+            "How often each prompt is used; as many, used alike, would have the same entropy; the entropy of a single "
+            "choice; what the person says about the prompt (mutual information beyond chance, and its p). A bank whose "
+            "use has collapsed is called one prompt."
+        )
+        parts += ["## Use of the prompts", about, _markdown(*use_table(found["prompts"]))]
     return "\n\n".join(parts) + "\n"
 
 
 def use_table(prompts: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """How banks are used, as texts: headers, and a line a bank."""
-    headers = ["row", "used, %", "prompts in use", "undecided, nats", "person and prompt, nats beyond chance", "p", ""]
+    headers = ["row", "used, %", "prompts in use", "undecided, nats", "by the person, nats", "p", ""]
     lines = [
         [
             name,
@@ -271,7 +276,7 @@ def use_table(prompts: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             f"{use['undecided']:.3f}",
             f"{use['person']['excess']:.3f}",
             f"{use['person']['p']:.3f}",
-            "collapsed: in truth one prompt" if use["collapsed"] else "",
+            "one prompt" if use["collapsed"] else "",
         ]
         for name, use in prompts.items()
     ]
