@@ -26,6 +26,8 @@ _PUBLIC = {
     "FrozenLM": "personae.lm.frozen",
     "PersonaPrompt": "personae.steering.persona_prompt",
     "LoRA": "personae.steering.lora",
+    "AnswerStore": "personae.scale.store",
+    "fit_store": "personae.scale.als",
     "Bundle": "personae.bundle",
 }
 __all__ = [*_PUBLIC, "__version__"]

@@ -23,7 +23,7 @@ from personae.people.answers import Scale
 from personae.people.choice import readout_of
 from personae.people.opinion_model import OpinionModel
 from personae.scale.engine import Engine, each_shard
-from personae.scale.store import AnswerStore
+from personae.scale.store import AnswerStore, appearing
 
 _PIECE = 16_384  # people at a time
 
@@ -44,8 +44,9 @@ def fit_store(
     ----------
     store : AnswerStore
     folder : str or Path
-        Gets one Parquet file a shard, ``00000.vectors.parquet``: ``respondent``, ``vector`` (D float32) and
-        ``uncertainty``, the share of the prior variance that is left (`Persona.uncertainty`). Each appears whole.
+        Must not exist; at the end it holds one Parquet file a shard, ``00000.vectors.parquet``: ``respondent``,
+        ``vector`` (D float32) and ``uncertainty``, the share of the prior variance that is left
+        (`Persona.uncertainty`).
     n_components, random_state
         As of `OpinionModel`.
     engine : "local" or "ray"
@@ -67,7 +68,9 @@ def fit_store(
 
     Raises
     ------
-    SurveyError, ValueError, ImportError
+    SurveyError
+        The folder exists.
+    ValueError, ImportError
         As `OpinionModel.fit` and `each_shard`.
 
     Examples
@@ -83,11 +86,19 @@ def fit_store(
     >>> pq.read_table(folder / "vectors").column_names
     ['respondent', 'vector', 'uncertainty']
     """
-    folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    if any(folder.glob("*.vectors.parquet")):
-        raise ValueError(f"{folder} holds vectors already; remove them, or name another folder")
-    model = OpinionModel(n_components, random_state)
+    with appearing(Path(folder)) as new:
+        return _fit(store, new, OpinionModel(n_components, random_state), engine, sample, max_sweeps, progress)
+
+
+def _fit(
+    store: AnswerStore,
+    folder: Path,
+    model: OpinionModel,
+    engine: Engine,
+    sample: int,
+    max_sweeps: int,
+    progress: Callable[[str, float], None],
+) -> OpinionModel:
     few = store.survey(sample / store.n_answers)
     d = model._choose(few)
 
@@ -101,7 +112,7 @@ def fit_store(
     def sweep(questions: Side, noise: np.ndarray, prior: np.ndarray) -> Sums:
         return reduce(add, each_shard(engine, _sums, store.shards, store, scores, *weighted(questions, noise), prior))
 
-    start = spectral_start(product, len(store.questions), d, random_state)
+    start = spectral_start(product, len(store.questions), d, model.random_state)
     questions, noise, prior, sweeps = alternate(
         sweep, start, max_sweeps, progress=lambda noise: progress("sweep", noise)
     )
@@ -112,17 +123,16 @@ def fit_store(
     nobody = known(Side(np.empty((0, d + 2), np.float32), np.empty((0, 0), np.float32), prior, constant=d + 1))
     count = np.maximum(store.counts.sum(1), 1)
     share = sample * np.maximum(1 / store.n_answers, 1 / (len(count) * count))  # of rare questions all the answers
-    said, known_people = store.survey(share), []
-    covariance = np.zeros((d + 1, d + 1))
+    parts: list[_Finished] = []
     for part in each_shard(engine, _finish, store.shards, store, scores, nobody, share, folder):
-        covariance += part.covariance
-        known_people.append(part)
-        progress("vectors", len(known_people))
-    mean, moment = (np.concatenate([getattr(p, name) for p in known_people]) for name in ("mean", "moment"))
+        parts.append(part)
+        progress("vectors", len(parts))
+    typical = reduce(add, (part.covariance for part in parts)) / store.n_people
+    mean, moment = np.concatenate([part.mean for part in parts]), np.concatenate([part.moment for part in parts])
+    said = store.survey(share)  # the answers that were drawn, of the same people
     judged = known(Side(mean, moment, prior, constant=d + 1))
     readout = readout_of(judged, scale, said, model.strength_).tempered(model.confidence_, said)
-    people = nobody.fold_in(scale.answers(few))
-    return model._learned(few, scale, known(people), readout, covariance / store.n_people)
+    return model._learned(few, scale, known(nobody.fold_in(scale.answers(few))), readout, typical)
 
 
 # what runs on one shard ------------------------------------------------------------------------------------------
@@ -181,6 +191,5 @@ def _finish(
         "vector": pa.FixedSizeListArray.from_arrays(vector.ravel(), vector.shape[1]),
         "uncertainty": np.clip(uncertainty, 0, 1).astype(np.float32),
     }
-    pq.write_table(pa.table(table), folder / f".{shard:05d}.vectors.parquet")
-    (folder / f".{shard:05d}.vectors.parquet").replace(folder / f"{shard:05d}.vectors.parquet")
+    pq.write_table(pa.table(table), folder / f"{shard:05d}.vectors.parquet")
     return _Finished(covariance, np.concatenate(mean), np.concatenate(moment))

@@ -6,6 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -196,9 +197,6 @@ class AnswerStore:
             With the file and row of an unknown option, a missing id or a column of the wrong kind, or the person and
             question of a cell that is answered twice.
         """
-        folder = Path(folder)
-        if folder.exists():
-            raise SurveyError(f"{folder} exists; remove it, or write the answer store to another folder")
         account = Account(str(answers), "long")
         if isinstance(questions, (str, Path)):
             entries = read_questions(questions, account)
@@ -206,9 +204,7 @@ class AnswerStore:
             entries = {q.id: Entry(q, {label: k for k, label in enumerate(q.options)}) for q in questions}
         files = _files(Path(answers))
         n_shards = max(1, -(-sum(pq.ParquetFile(f).metadata.num_rows for f in files) // answers_per_shard))
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-        try:
+        with appearing(Path(folder)) as new:
             rows, counts = 0, np.zeros((len(entries), max(len(e.question.options) for e in entries.values())), np.int64)
             for file, first, raw in _batches(files):
                 batch = _Batch.of(file, first, raw, entries, account)
@@ -218,8 +214,8 @@ class AnswerStore:
                 rows += raw.num_rows
                 progress(rows)
             asked = [entry.question for entry, n in zip(entries.values(), counts.sum(1), strict=True) if n]
-            for name in entries.keys() - {q.id for q in asked}:
-                account.add("question nobody answered, left out", where=name)
+            for name, n in zip(entries, counts.sum(1), strict=True):
+                account.add("question nobody answered, left out", int(n == 0), name)
             if not asked:
                 raise SurveyError(f"{Path(answers).name} holds no answers to any known question")
             column = np.cumsum(counts.any(1)) - 1
@@ -229,12 +225,26 @@ class AnswerStore:
             pq.write_table(pa.table({**columns, "counts": list(counts)}), new / "questions.parquet")
             facts = {"format": _FORMAT, "shards": sizes, "account": account.as_dict()}
             (new / "store.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-            new.chmod(0o755)
-            new.rename(folder)
-        except BaseException:
-            shutil.rmtree(new, ignore_errors=True)
-            raise
         return cls.open(folder)
+
+
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A folder beside it to write to, which takes its place at the end, or goes if anything fails.
+
+    Raises ``SurveyError`` at once if there is something in its place.
+    """
+    if folder.exists():
+        raise SurveyError(f"{folder} exists; remove it, or name another folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    new = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+    try:
+        yield new
+        new.chmod(0o755)  # temporary folders are their owner's alone
+        new.rename(folder)
+    except BaseException:
+        shutil.rmtree(new, ignore_errors=True)
+        raise
 
 
 def place(ids: np.ndarray) -> np.ndarray:

@@ -108,8 +108,15 @@ def _saved(model: OpinionModel, folder: Path) -> Path:
 
 
 def test_vectors_are_never_mixed(store, fitted):
-    with pytest.raises(ValueError, match="holds vectors already"):
+    with pytest.raises(SurveyError, match="vectors exists; remove it"):
         fit_store(store, fitted[1])
+
+
+def test_a_fit_that_fails_leaves_nothing(store, tmp_path, monkeypatch):
+    monkeypatch.setattr(als, "readout_of", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        fit_store(store, tmp_path / "vectors", 2, max_sweeps=1)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_unknown_engine():
@@ -138,11 +145,11 @@ def dying_once(work: str, shard: int, store: AnswerStore, *shared: object) -> ob
 def test_ray_gives_the_same_bits_though_workers_are_killed(ray, store, fitted, tmp_path, monkeypatch):
     for work in ("_sums", "_finish"):  # replaced here alone: workers have the real ones
         monkeypatch.setattr(als, work, partial(dying_once, work))
-    model, folder = fit_store(store, tmp_path, n_components=3, engine="ray"), fitted[1]
-    same(model, fitted[0], atol=0)
-    assert [file.name for file in sorted(tmp_path.iterdir())] == [file.name for file in sorted(folder.iterdir())]
-    for file in folder.iterdir():
-        assert pq.read_table(file).equals(pq.read_table(tmp_path / file.name))
+    ours, theirs = tmp_path / "vectors", fitted[1]
+    same(fit_store(store, ours, n_components=3, engine="ray"), fitted[0], atol=0)
+    assert [file.name for file in sorted(ours.iterdir())] == [file.name for file in sorted(theirs.iterdir())]
+    for file in ours.iterdir():
+        assert pq.read_table(file).equals(pq.read_table(theirs / file.name))
     for work in ("_sums", "_finish"):
         assert (store.folder.parent / f"killed{work}").exists()
 
