@@ -16,7 +16,7 @@ from personae.people.opinion_model import OpinionModel
 from personae.people.persona import Persona
 from personae.serving.errors import ApiError, as_api_error, documented
 from personae.serving.schemas import AnswerLine, AnswersRequest, QuestionSpec
-from personae.serving.service import OwnerOf, Service, ServiceOf, in_time, while_connected
+from personae.serving.service import OwnerOf, Service, ServiceOf, begun, in_time
 
 router = APIRouter(prefix="/v1", tags=["people"])
 _LINES = "application/x-ndjson"
@@ -41,10 +41,9 @@ async def answers(asked: AnswersRequest, request: Request, service: ServiceOf, o
         blocks = service.speaker().answers(personas, questions, asked.read)
     else:
         blocks = _opinion_model(service.directory.bundle.people, personas, [q.id for q in questions])
-    timed = in_time(blocks, service.deadline)
-    first = await while_connected(request, anext(timed))
+    timed = await begun(request, in_time(blocks, service.deadline))
     names = [who if isinstance(who, str) else p.name for who, p in zip(asked.personas, personas, strict=True)]
-    return StreamingResponse(_lines(first, timed, names, questions, by, service), media_type=_LINES)
+    return StreamingResponse(_lines(timed, names, questions, by, service), media_type=_LINES)
 
 
 def _understood(asked: AnswersRequest, service: Service, owner: str) -> tuple[str, list[Persona], list[Question]]:
@@ -75,23 +74,19 @@ async def _opinion_model(
 
 
 async def _lines(
-    first: np.ndarray,
-    rest: AsyncGenerator[np.ndarray, None],
+    blocks: AsyncGenerator[np.ndarray, None],
     names: Sequence[str],
     questions: Sequence[Question],
     by: str,
     service: Service,
 ) -> AsyncIterator[str]:
-    done, block = 0, first
-    async with aclosing(rest):
+    done = 0
+    async with aclosing(blocks):
         try:
-            while True:
+            async for block in blocks:
                 yield await run_in_threadpool(_block, block, done, names, questions, by)
                 done += block.shape[1]
                 service.metrics.answers.labels(by).inc(block.shape[0] * block.shape[1])
-                if done == len(questions):
-                    break
-                block = await anext(rest)
             yield json.dumps({"done": True, "answers": done * len(names)}) + "\n"
         except Exception as error:
             yield json.dumps(as_api_error(error).body(), ensure_ascii=False) + "\n"

@@ -26,8 +26,8 @@ from personae.serving.openai_schemas import (
     TextReply,
     Usage,
 )
-from personae.serving.schemas import NAME, PAGE
-from personae.serving.service import OwnerOf, Service, ServiceOf, in_time, now, while_connected
+from personae.serving.schemas import Page
+from personae.serving.service import OwnerOf, Service, ServiceOf, begun, in_time, now, while_connected
 
 router = APIRouter(prefix="/v1", tags=["OpenAI"])
 _SSE = "text/event-stream"
@@ -61,16 +61,12 @@ async def complete(asked: CompletionRequest, request: Request, service: ServiceO
 
 # models ----------------------------------------------------------------------------------------------------------
 @router.get("/models", response_model=Models, responses=documented(404))
-def models(
-    service: ServiceOf,
-    owner: OwnerOf,
-    limit: Annotated[int, Query(ge=1, le=PAGE)] = 200,
-    after: Annotated[str | None, Query(max_length=NAME)] = None,
-) -> Models:
+def models(asked: Annotated[Page, Query()], service: ServiceOf, owner: OwnerOf) -> Models:
     """Who one may talk to: everybody, cohorts, trait groups, personas made here, then respondents, page by page."""
     groups = service.directory.groups()
-    rows = _models(service, owner, groups, after, limit + 1)
-    return Models(data=rows[:limit], has_more=len(rows) > limit, last_id=rows[:limit][-1].id if rows else None)
+    rows = _models(service, owner, groups, asked.after, asked.limit + 1)
+    data = rows[: asked.limit]
+    return Models(data=data, has_more=len(rows) > asked.limit, last_id=data[-1].id if data else None)
 
 
 def _models(
@@ -166,10 +162,8 @@ async def _reply(
         said = await while_connected(request, _all(timed))
         usage = _usage(said[-1], service)
         return _json(shape.whole("".join(p.text for p in said), said[-1].finish, usage))
-    # The first piece before the headers: what is wrong with a request shows there, and gets a status of its own
-    first = await while_connected(request, anext(timed))
     with_usage = asked.stream_options is not None and asked.stream_options.include_usage
-    return StreamingResponse(_events(shape, first, timed, with_usage, service), media_type=_SSE)
+    return StreamingResponse(_events(shape, await begun(request, timed), with_usage, service), media_type=_SSE)
 
 
 async def _all(pieces: AsyncIterator[Piece]) -> list[Piece]:
@@ -177,21 +171,18 @@ async def _all(pieces: AsyncIterator[Piece]) -> list[Piece]:
 
 
 async def _events(
-    shape: _Chat | _Completion, first: Piece, rest: AsyncGenerator[Piece, None], with_usage: bool, service: Service
+    shape: _Chat | _Completion, pieces: AsyncGenerator[Piece, None], with_usage: bool, service: Service
 ) -> AsyncIterator[str]:
-    async with aclosing(rest):
+    async with aclosing(pieces):
         try:
             for opening in shape.opening():
                 yield _event(opening)
-            piece = first
-            while piece.finish is None:
-                if piece.text:
-                    yield _event(shape.event(piece.text))
-                piece = await anext(rest)
-            if piece.text:
-                yield _event(shape.event(piece.text))
-            yield _event(shape.event("", piece.finish))
-            usage = _usage(piece, service)
+            last = Piece("")
+            async for last in pieces:
+                if last.text:
+                    yield _event(shape.event(last.text))
+            yield _event(shape.event("", last.finish))
+            usage = _usage(last, service)
             if with_usage:
                 yield _event(shape.usage(usage))
         except Exception as error:

@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Query
 
 from personae.serving.errors import ApiError, documented
-from personae.serving.schemas import NAME, PAGE, Deleted, NewPersona, PersonaCard, PersonaPage
+from personae.serving.schemas import Deleted, NewPersona, Page, PersonaCard, PersonaPage
 from personae.serving.service import OwnerOf, ServiceOf
 
 router = APIRouter(prefix="/v1/personas", tags=["personas"])
@@ -28,18 +28,13 @@ def create(asked: NewPersona, service: ServiceOf, owner: OwnerOf) -> PersonaCard
 
 
 @router.get("", response_model=PersonaPage, responses=documented(404))
-def page(
-    service: ServiceOf,
-    owner: OwnerOf,
-    limit: Annotated[int, Query(ge=1, le=PAGE)] = 100,
-    after: Annotated[str | None, Query(max_length=NAME)] = None,
-) -> PersonaPage:
+def page(asked: Annotated[Page, Query()], service: ServiceOf, owner: OwnerOf) -> PersonaPage:
     """Personas made with this key, oldest first. GET /v1/models lists everybody else, too."""
-    found = service.directory.store.page(limit + 1, after, owner)
+    found = service.directory.store.page(asked.limit + 1, asked.after, owner)
     if found is None:
         raise ApiError(404, "there is no persona of this id to go on after", "persona_not_found", "after")
-    cards = [service.directory.card(persona, created=created) for persona, created in found[:limit]]
-    return PersonaPage(data=cards, has_more=len(found) > limit, last_id=cards[-1].id if cards else None)
+    cards = [service.directory.card(persona, created=created) for persona, created in found[: asked.limit]]
+    return PersonaPage(data=cards, has_more=len(found) > asked.limit, last_id=cards[-1].id if cards else None)
 
 
 @router.get("/{name:path}", response_model=PersonaCard, responses=documented(404))

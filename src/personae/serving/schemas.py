@@ -110,6 +110,13 @@ class Deleted(BaseModel):
     deleted: Literal[True] = True
 
 
+class Page(Request):
+    """Which part of a list."""
+
+    limit: int = Field(100, ge=1, le=PAGE)
+    after: Name | None = Field(None, description="The `last_id` of the page before.")
+
+
 # what they answer ------------------------------------------------------------------------------------------------
 class QuestionSpec(Request):
     """A question of any wording."""

@@ -102,5 +102,18 @@ async def while_connected(request: Request, work: Awaitable[T]) -> T:
         await asyncio.gather(task, leaving, return_exceptions=True)
 
 
+async def begun(request: Request, items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """The same items once there is a first one: what is wrong with a request shows there, before the reply's status."""
+    first = await while_connected(request, anext(items))
+
+    async def all_of_them() -> AsyncGenerator[T, None]:
+        async with aclosing(items):
+            yield first
+            async for item in items:
+                yield item
+
+    return all_of_them()
+
+
 def now() -> int:
     return int(time.time())
