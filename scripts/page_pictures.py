@@ -53,7 +53,7 @@ def ask(page: Page) -> None:
     page.click("#tab-ask")
     page.locator("#known").select_option("natenvir")
     page.click("#panel-ask button[type=submit]")
-    page.wait_for_selector(".result .plot .main-svg")
+    page.wait_for_selector(".result .plot .main-svg", timeout=300_000)
 
 
 def me(page: Page) -> None:
@@ -66,9 +66,18 @@ def me(page: Page) -> None:
     page.wait_for_selector("progress[value='6']")
 
 
+def chat(page: Page) -> None:
+    """Two cohorts reply to the same message."""
+    page.click("#tab-chat")
+    page.fill("#message", "Let's talk about the environment. What is your view?")
+    page.press("#message", "Enter")
+    page.wait_for_selector("#send:not(:disabled)", timeout=300_000)
+
+
 PICTURES = [  # name, what it shows, width, height, colours
     ("page-card", card, 1280, 860, "light"),
     ("page-ask-dark", ask, 1280, 1040, "dark"),
+    ("page-chat", chat, 1280, 860, "light"),
     ("page-me-390", me, 390, 860, "light"),
 ]
 
