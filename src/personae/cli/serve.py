@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 
 @command("serve")
-@click.argument("folder", metavar="BUNDLE", type=BundlePath, required=False)
+@click.argument("folder", metavar="[BUNDLE]", type=BundlePath, required=False)
 @click.option("--host", metavar="NAME", default="127.0.0.1", show_default=True, help="Where to listen.")
 @click.option(
     "--port", metavar="N", type=click.IntRange(0, 65535), default=8000, show_default=True, help="0 takes any free one."
@@ -95,7 +95,7 @@ def serve(
         from personae.serving.store import PersonaStore
     except ImportError as error:
         raise click.ClickException(
-            f"the server needs {error.name}, which is not installed; run: pip install 'personae[serve]'"
+            f"the server needs libraries that are not installed ({error}); run: pip install 'personae[serve]'"
         ) from error
     rules = _rules(host, keys, rate, origins)
     listening = _listen(host, port)

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from datetime import datetime
 from functools import cached_property, lru_cache
 from itertools import islice
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -28,6 +29,14 @@ _NOTES = {
     "fold-in": "What a model makes of a few answers.",
 }
 _NOTE = "What a model makes of this group on average; its members differ."
+
+
+class TraitGroup(NamedTuple):
+    """People with one value of a trait; ``people`` is None where it would tell the size of a small group."""
+
+    trait: str
+    value: str
+    people: int | None
 
 
 class Directory:
@@ -97,15 +106,14 @@ class Directory:
         """Kind and label of everybody, the cohorts and the trait groups, by name."""
         found = {EVERYBODY: ("everybody", self.everybody.label)}
         found |= {p.name: ("cohort", p.label) for p in self.cohorts}
-        return found | {name: ("trait group", label) for name, (label, _) in self.trait_groups.items()}
+        return found | {name: ("trait group", g.value) for name, g in self.trait_groups.items()}
 
     @property
     def cohorts(self) -> Sequence[Persona]:
         return list(self.bundle.cohorts) if "cohorts" in self.bundle else []
 
-    def _trait_groups(self) -> dict[str, tuple[str, int | None]]:
-        """Label and number of people (None: it would tell the size of a small group) of each trait group."""
-        groups: dict[str, tuple[str, int | None]] = {}
+    def _trait_groups(self) -> dict[str, TraitGroup]:
+        groups = {}
         traits = self.bundle.people.traits_
         for trait in traits.columns:
             sizes = traits[trait].astype("string").value_counts()
@@ -114,7 +122,7 @@ class Directory:
             hidden = hidden_cells(cells, MINIMUM, cells.sum(1))[0]
             for value, size, hide in zip(sizes.index, sizes, hidden, strict=False):
                 if size >= MINIMUM:
-                    groups[f"trait:{trait}={value}"] = (str(value), None if hide else int(size))
+                    groups[f"trait:{trait}={value}"] = TraitGroup(str(trait), str(value), None if hide else int(size))
         return groups
 
     # what may be known -----------------------------------------------------------------------------------------------
@@ -142,7 +150,7 @@ class Directory:
             people = self.cohort_sizes[origin["cohort"]]
             place = None if people is None else place
         elif kind == "trait group":
-            people = self.trait_groups.get(f"trait:{origin['trait']}={origin['value']}", ("", None))[1]
+            people = self.trait_groups[f"trait:{origin['trait']}={origin['value']}"].people
         elif kind == EVERYBODY:
             people = len(self.bundle.people)
         return PersonaCard(

@@ -18,6 +18,7 @@ from starlette.exceptions import HTTPException
 from personae.serving.backend import Busy, Unavailable
 
 _log = logging.getLogger("personae.serving")
+_FRAMES = 8  # of a traceback that are logged, the innermost
 
 
 class ErrorBody(BaseModel):
@@ -95,7 +96,7 @@ def as_api_error(error: Exception, param: str | None = None) -> ApiError:
     if isinstance(error, ValueError) and str(error):
         return ApiError(400, str(error), "invalid_value", param)
     # Where it happened, not what it says: an exception may quote what somebody wrote
-    _log.error("%s at\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
+    _log.error("%s at\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__, limit=-_FRAMES)))
     return ApiError(500, "something unexpected went wrong; the server's log says where", "internal_error")
 
 

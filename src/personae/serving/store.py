@@ -54,9 +54,9 @@ class PersonaStore:
     Notes
     -----
     What `add` returned is on disk: it is committed with fsync (SQLite: rollback journal and ``synchronous=EXTRA``).
-    What `delete` was asked for is gone from disk: SQLite overwrites what it frees, and the file is written anew, as
-    moving rows between pages leaves copies; PostgreSQL rewrites the table. PostgreSQL's log and backups keep what they
-    keep until they are recycled.
+    What `delete` was asked for is gone from disk when it returns: SQLite overwrites it (``secure_delete``; there is no
+    write-ahead log that could hold a copy), and PostgreSQL writes the table anew. PostgreSQL's own log and backups keep
+    what they keep until they are recycled.
 
     Examples
     --------
@@ -128,14 +128,10 @@ class PersonaStore:
         mine = (_table.c.id == id) & (_table.c.owner == owner) & (_table.c.model == self.model)
         with self.engine.begin() as connection:
             gone = connection.execute(_table.delete().where(mine)).rowcount
-        if gone:
-            self._shred()
+        if gone and self.engine.dialect.name == "postgresql":  # SQLite overwrites what it frees
+            with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                connection.execute(sa.text("VACUUM (FULL) personas"))
         return bool(gone)
-
-    def _shred(self) -> None:
-        rewrite = "VACUUM" if self.engine.dialect.name == "sqlite" else "VACUUM (FULL) personas"
-        with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-            connection.execute(sa.text(rewrite))
 
     def _mine(self, owner: str) -> sa.Select[Any]:
         return sa.select(_table).where(_table.c.model == self.model, _table.c.owner == owner)

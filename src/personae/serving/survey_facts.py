@@ -92,6 +92,7 @@ class SurveyFacts:
         prior = max(float(np.trace(people.prior_covariance_)), 1e-12)
         uncertainty = np.clip(people.covariance(rows).trace(axis1=1, axis2=2) / prior, 0, 1)
         sizes = self.directory.cohort_sizes
+        shown = [(p, n) for p, n in zip(self.directory.cohorts, sizes, strict=True) if n is not None]
         labels = [None] * len(rows) if self.cohorts is None else self.cohorts.labels_[rows].tolist()
         points = np.round(place.points[rows], 4)
         return schemas.Map(
@@ -103,8 +104,8 @@ class SurveyFacts:
                 uncertainty=np.round(uncertainty.astype(float), 3).tolist(),
             ),
             of=len(people),
-            cohorts=[g for p in self.directory.cohorts if (g := self._group(p.name)) is not None],
-            traits=[g for name in self._largest_trait_groups() if (g := self._group(name)) is not None],
+            cohorts=[self._group(p.name, p.label, place.place(p.vector), n) for p, n in shown],
+            traits=self._trait_groups(),
             axes=[
                 schemas.MapAxis(share=round(float(s), 4), question=people.questions_[j].id, towards=towards)
                 for s, j in zip(place.share, place.strongest, strict=True)
@@ -112,15 +113,19 @@ class SurveyFacts:
             ],
         )
 
-    def _group(self, name: str) -> schemas.MapGroup | None:
-        card = self.directory.card(self.directory.find(name))
-        if card.place is None:
-            return None
-        return schemas.MapGroup(id=name, label=card.label, x=card.place.x, y=card.place.y, people=card.people)
+    def _trait_groups(self) -> list[schemas.MapGroup]:
+        """The largest ones, each at the mean of its members' points."""
+        groups, found = self.directory.trait_groups, []
+        for name in sorted(groups, key=lambda name: -(groups[name].people or 0))[:_TRAIT_GROUPS]:
+            group = groups[name]
+            members = (self.people.traits_[group.trait] == group.value).fillna(False).to_numpy(dtype=bool)
+            at = self.directory.map.points[members].mean(0)
+            found.append(self._group(name, group.value, at, group.people))
+        return found
 
-    def _largest_trait_groups(self) -> list[str]:
-        groups = self.directory.trait_groups
-        return sorted(groups, key=lambda name: -(groups[name][1] or 0))[:_TRAIT_GROUPS]
+    @staticmethod
+    def _group(name: str, label: str, at: np.ndarray, people: int | None) -> schemas.MapGroup:
+        return schemas.MapGroup(id=name, label=label, x=round(float(at[0]), 4), y=round(float(at[1]), 4), people=people)
 
 
 def _cells(table: pd.DataFrame, name: str, value: str) -> list[Cell]:
