@@ -16,9 +16,13 @@ _LABELS = {
     "ratio": "ratio of CPU seconds, plain / this",
     "ratio_encoded_once": "the same, questions encoded once",
     "ratio_vectors_only": "the same, plain without covariances",
+    "ratio_unpadded": "the same, plain without padding to 512",
     "ratio_wall": "ratio of wall seconds",
     "ratio_wall_encoded_once": "the same, questions encoded once",
     "peak_memory_ratio": "ratio of peak memory",
+    "peak_memory_ratio_unpadded": "the same, plain without padding to 512",
+    "decoding_ratio": "decoding: ratio of CPU seconds",
+    "decoding_ratio_wall": "decoding: ratio of wall seconds",
     "max_difference": "largest difference of the two ways",
     "peak_mib": "peak memory, MiB",
     "plain_peak_mib": "plain peak memory, MiB",
@@ -26,7 +30,7 @@ _LABELS = {
 
 
 @command("bench")
-@click.argument("what", type=click.Choice(["cf", "steer", "simulate", "generate"]))
+@click.argument("what", type=click.Choice(["cf", "steer", "simulate", "generate", "converse"]))
 @click.option(
     "--lm", metavar="NAME", help=f"Short name, folder or hub id; {_LM} by default. The opinion model (cf) has none."
 )
@@ -41,12 +45,23 @@ _LABELS = {
     help="Of cf: 25, 50 and 100 million answers that are never in memory at once. Takes an hour and 4 GB of disk.",
 )
 @click.option(
+    "--dialogues", metavar="FILE", help="Of converse: whose contexts are taken; the chitchat dialogues by default."
+)
+@click.option(
     "--out",
     metavar="DIR",
     type=click.Path(path_type=Path, file_okay=False),
     help="Where --scaling writes bench-WHAT.json and bench-WHAT.png; this folder by default.",
 )
-def bench(what: str, lm: str | None, scaling: bool, out_of_core: bool, out: Path | None, as_json: bool) -> None:
+def bench(
+    what: str,
+    lm: str | None,
+    scaling: bool,
+    out_of_core: bool,
+    dialogues: str | None,
+    out: Path | None,
+    as_json: bool,
+) -> None:
     """Time one part of personae against the plain way of doing the same, in the same run.
 
     \b
@@ -54,6 +69,8 @@ def bench(what: str, lm: str | None, scaling: bool, out_of_core: bool, out: Path
     steer      a training step through the frozen LM   against one full pass an answer
     simulate   answers of the steered LM               against one full pass an answer
     generate   replies of many personas in one batch   against one persona at a time
+    converse   a training step of a bank of prompts    against one full pass a prompt
+               and replies of a batch with all of them against the batch once a prompt
 
     Results of both ways are compared first; every figure is the median of several runs. The ratio is of CPU seconds
     (higher is better), so that a busy machine does not change it much; on a GPU look at wall seconds.
@@ -62,6 +79,7 @@ def bench(what: str, lm: str | None, scaling: bool, out_of_core: bool, out: Path
     personae bench steer
     personae bench simulate --scaling --out figures
     personae bench cf --out-of-core --json
+    personae bench converse --dialogues valid_self_original.txt
     """
     if out_of_core and (what != "cf" or scaling):
         raise click.UsageError("--out-of-core is a bench of cf, without --scaling")
@@ -69,13 +87,17 @@ def bench(what: str, lm: str | None, scaling: bool, out_of_core: bool, out: Path
         raise click.UsageError("the opinion model (cf) has no language model; leave --lm out")
     if out is not None and not scaling:
         raise click.UsageError("--out is where --scaling writes; give both, or print the result with --json")
+    if what == "converse" and scaling:
+        raise click.UsageError("converse has one size; leave --scaling out")
+    if dialogues is not None and what != "converse":
+        raise click.UsageError(f"{what} takes no dialogues; leave --dialogues out")
     if out_of_core:
         _out_of_core(as_json)
         return
     if scaling:
         _scaling(what, lm or _LM, out or Path(), as_json)
         return
-    found = _whole(what, lm or _LM)
+    found = _whole(what, lm or _LM, dialogues or "chitchat")
     if as_json:
         print_json(found)
         return
@@ -86,7 +108,7 @@ def bench(what: str, lm: str | None, scaling: bool, out_of_core: bool, out: Path
     print_table(lines, indent=0)
 
 
-def _whole(what: str, lm: str) -> dict[str, Any]:
+def _whole(what: str, lm: str, dialogues: str) -> dict[str, Any]:
     """The bench at its own size."""
     if what == "cf":
         from personae.people.bench import bench
@@ -96,6 +118,10 @@ def _whole(what: str, lm: str) -> dict[str, Any]:
         from personae.lm.bench_generate import generate
 
         return generate(lm=lm)
+    if what == "converse":
+        from personae.steering.bench import converse
+
+        return converse(dialogues, lm=lm)
     from personae.lm.bench import simulate, steer
 
     return (steer if what == "steer" else simulate)(lm=lm)

@@ -24,10 +24,11 @@ def quick(monkeypatch) -> dict[str, object]:
     monkeypatch.setattr("personae.lm.bench.steer", fake("steer", "answers"))
     monkeypatch.setattr("personae.lm.bench.simulate", fake("simulate", "answers"))
     monkeypatch.setattr("personae.lm.bench_generate.generate", fake("generate", "reply_tokens"))
+    monkeypatch.setattr("personae.steering.bench.converse", fake("converse", "contexts"))
     return asked
 
 
-@pytest.mark.parametrize("what", ["cf", "steer", "simulate", "generate"])
+@pytest.mark.parametrize("what", ["cf", "steer", "simulate", "generate", "converse"])
 def test_the_ratio_comes_first(run, quick, what):
     found = json.loads(run("bench", what, "--json").stdout)
     assert (found["task"], found["ratio"]) == (what, 12.345678)
@@ -43,6 +44,15 @@ def test_another_lm(run, quick):
     run("bench", "generate", "--lm", "org/model")
     assert quick["lm"] == "org/model"
     assert "cf) has no language model" in run("bench", "cf", "--lm", "org/model", status=2).stderr
+
+
+def test_whose_contexts(run, quick):
+    run("bench", "converse", "--dialogues", "talk.txt")
+    assert quick["sizes"] == ("talk.txt",)
+    run("bench", "converse")
+    assert quick["sizes"] == ("chitchat",)
+    assert "takes no dialogues" in run("bench", "steer", "--dialogues", "talk.txt", status=2).stderr
+    assert "one size" in run("bench", "converse", "--scaling", status=2).stderr
 
 
 @pytest.mark.parametrize(
