@@ -28,7 +28,7 @@ from personae.serving.backend import Busy, Piece, Sampling, Unavailable
 log = logging.getLogger(__name__)
 
 T = TypeVar("T")
-_NEWCOMERS = 16  # requests that join between two steps, so that those who run need not wait for all
+_NEWCOMERS = 8  # requests that join between two steps, so that those who run need not wait for all
 _UNREAD = 2  # results of a job that may lie unread before it rests
 _MEMORY = 10.0  # seconds over which the pace is measured
 _CLOSING = "the server is closing; try again later"
