@@ -289,3 +289,29 @@ def test_without_hard_links_files_are_copied(bundle, monkeypatch):
     monkeypatch.setattr(os, "link", refuse)
     bundle.with_steerer(Steerer())
     assert len(Bundle.open(bundle.folder).cohorts) == 2
+
+
+# dialogues -------------------------------------------------------------------------------------------------------
+def test_a_bundle_without_people(tmp_path):
+    from personae.data.dialogues import Dialogue, Dialogues, Turn
+    from personae.people.persona import ANYONE
+
+    dialogues = Dialogues([Dialogue("1", (Turn("ann", "Tea?"), Turn("bob", "Yes.")))])
+    written = Bundle.write(tmp_path / "b", steerer=Steerer(), dialogues=dialogues, source={"path": "/data/talk.txt"})
+    bundle = Bundle.open(written.folder)
+    assert bundle.manifest["data"] == {
+        "fingerprint": dialogues.fingerprint,
+        "dialogues": 1,
+        "turns": 2,
+        "source": {"path": "/data/talk.txt"},
+        "account": None,
+    }
+    assert bundle.manifest["seeds"] == {"steerer": 3}
+    assert bundle.persona("anyone") is ANYONE
+    with pytest.raises(BundleError, match="knows nobody by name"):
+        bundle.persona("cohort-0")
+    with pytest.raises(BundleError, match="was trained on dialogues and has no people"):
+        _ = bundle.people
+    with pytest.raises(ValueError, match="a bundle holds people, or a steerer with the dialogues"):
+        Bundle.write(tmp_path / "c", dialogues=dialogues)
+    assert not (tmp_path / "c").exists()

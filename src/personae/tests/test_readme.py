@@ -12,7 +12,7 @@ README = Path(__file__).parents[3] / "README.md"
 pytestmark = pytest.mark.skipif(not README.exists(), reason="an installed package has no README beside it")
 
 
-GUIDES = ["README.md", "docs/evaluate.md"]
+GUIDES = ["README.md", "docs/evaluate.md", "docs/converse.md"]
 
 
 @pytest.mark.parametrize("name", GUIDES)
