@@ -20,7 +20,8 @@ from personae.serving.service import OwnerOf, Service, ServiceOf, begun, in_time
 
 router = APIRouter(prefix="/v1", tags=["people"])
 _LINES = "application/x-ndjson"
-_BLOCK = 4_000  # answers of the opinion model computed at a time
+_encode = json.JSONEncoder(ensure_ascii=False, check_circular=False).encode
+_BLOCK = 20_000  # answers of the opinion model computed at a time
 
 
 @router.post(
@@ -87,9 +88,9 @@ async def _lines(
                 yield await run_in_threadpool(_block, block, done, names, questions, by)
                 done += block.shape[1]
                 service.metrics.answers.labels(by).inc(block.shape[0] * block.shape[1])
-            yield json.dumps({"done": True, "answers": done * len(names)}) + "\n"
+            yield _encode({"done": True, "answers": done * len(names)}) + "\n"
         except Exception as error:
-            yield json.dumps(as_api_error(error).body(), ensure_ascii=False) + "\n"
+            yield _encode(as_api_error(error).body()) + "\n"
 
 
 def _block(block: np.ndarray, start: int, names: Sequence[str], questions: Sequence[Question], by: str) -> str:
@@ -106,5 +107,5 @@ def _block(block: np.ndarray, start: int, names: Sequence[str], questions: Seque
                 "by": by,
                 "probabilities": dict(zip(question.options, p[i], strict=True)),
             }
-            lines.append(json.dumps(line, ensure_ascii=False))
+            lines.append(_encode(line))
     return "\n".join(lines) + "\n"
