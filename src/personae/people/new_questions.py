@@ -11,6 +11,7 @@ from torch.nn.functional import normalize
 
 _TEXT, _PLACE = 0.5, 0.05  # at which 1 - cosine of texts, and squared distance of places, likeness is 1/e
 _COMMON = 0.1  # likeness of options at one place, whatever the texts
+_OTHER = 0.5  # what remains of likeness where scales differ in length
 _NOISE = (0.05, 0.3, 2.0, 12.0)  # what an option may have of its own, that no text tells
 _JUDGES = 256  # people whose answers to left-out questions choose among these
 _MOST = 4000  # options to compare with: a matrix of their squared number is inverted
@@ -43,9 +44,11 @@ class NewQuestions(nn.Module):
 
         exp(-(s - t)^2 / 0.05) * (exp(-(1 - cos(h, h')) / 0.5) + 0.1)
 
-    and every value is relative to the mean of its question's options. Predicted is the posterior mean, in closed form.
-    Its variance v at a person flattens the logits by 1 / sqrt(1 + pi v / 8) (MacKay, "The evidence framework applied
-    to classification networks", 1992): a question unlike all others is answered nearly evenly.
+    half of that where the scales differ in length, and every value is relative to the mean of its question's options.
+    Predicted is the posterior mean, in closed form. Its variance v at a person flattens the logits by
+    1 / sqrt(1 + pi v / 8) (MacKay, "The evidence framework applied to classification networks", 1992): a question
+    unlike all others is answered nearly evenly. Left-out questions judge how much noise there is, so that a survey of
+    few questions, or an encoder that tells nothing, says little of new ones.
 
     Examples
     --------
@@ -179,6 +182,8 @@ class NewQuestions(nn.Module):
         text = torch.exp((u @ v.T - 1) / _TEXT) + _COMMON
         s, t = (torch.cat([torch.linspace(0, 1, k, device=h.device) for k in x]) for x in (n, m))
         i, j = (torch.repeat_interleave(torch.as_tensor(x, device=h.device)) for x in (n, m))
+        long, wide = (torch.as_tensor(x, device=h.device) for x in (n, m))
+        text = text * torch.where(long[:, None] == wide, 1.0, _OTHER)
         return torch.exp(-((s[:, None] - t) ** 2) / _PLACE) * text[i][:, j]
 
 
