@@ -58,18 +58,17 @@ class Speaker(Protocol):
     ----------
     lm : FrozenLM
     placement : str
-        Contexts of speakers with the same LM and placement are the same.
-    trained : list of dict
-        One a validation of its training; empty where nothing was trained.
+        Of virtual tokens; contexts of speakers with the same LM and placement are computed once.
     """
 
     lm: FrozenLM
     placement: Placement
-    trained: list[dict[str, float]]
 
-    def read(self, prepared: Prepared, replies: Sequence[list[int]]) -> Reading: ...
+    def read(self, prepared: Prepared, replies: Sequence[list[int]]) -> Reading:
+        """How likely it finds a true reply in each context."""
 
-    def rows(self, chats: Sequence[Sequence[Message]]) -> ChatRows: ...
+    def rows(self, chats: Sequence[Sequence[Message]]) -> ChatRows:
+        """What the LM is to continue in each chat."""
 
 
 class Plain:
@@ -77,8 +76,8 @@ class Plain:
 
     placement: Placement = "late"
 
-    def __init__(self, lm: FrozenLM, trained: list[dict[str, float]] | None = None) -> None:
-        self.lm, self.trained = lm, trained or []
+    def __init__(self, lm: FrozenLM) -> None:
+        self.lm = lm
 
     def read(self, prepared: Prepared, replies: Sequence[list[int]]) -> Reading:
         """A reply's first token follows from the context alone; it is then what virtual tokens are to a bank."""
@@ -95,6 +94,7 @@ class Plain:
         return Reading(nll)
 
     def rows(self, chats: Sequence[Sequence[Message]]) -> ChatRows:
+        """The chats alone."""
         return ChatRows([chat_prompt(self.lm, chat, self.placement) for chat in chats], None)
 
 
@@ -103,7 +103,6 @@ class Bank:
 
     def __init__(self, steerer: Selective) -> None:
         self.steerer, self.lm, self.placement = steerer, steerer.lm_, steerer.placement_
-        self.trained = steerer.history_
 
     def read(self, prepared: Prepared, replies: Sequence[list[int]]) -> Reading:
         """As `Selective.nll` and `Selective.choose` in one pass."""
@@ -117,6 +116,7 @@ class Bank:
         return Reading(nll, log_p.exp(), None if mixture else log_p.argmax(1))
 
     def rows(self, chats: Sequence[Sequence[Message]]) -> ChatRows:
+        """See `Selective.rows`."""
         return self.steerer.rows(chats)
 
 
@@ -170,8 +170,7 @@ class Trained:
 
     def fine_tuned(self, name: str, rank: int | None) -> Plain:
         """The LM fine-tuned on the same dialogues."""
-        steerer = self._opened(name, LoRA, {"describe": nothing}, {"rank": rank})
-        return Plain(steerer.lm_, steerer.history_)
+        return Plain(self._opened(name, LoRA, {"describe": nothing}, {"rank": rank}).lm_)
 
     def _opened(self, name: str, cls: Any, told: dict[str, Any], parameters: dict[str, Any]) -> Any:
         home = self.folder / slug(name)

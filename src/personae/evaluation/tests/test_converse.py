@@ -104,12 +104,14 @@ def test_who_spoke_last_is_the_partner():
 
 
 # what is read ----------------------------------------------------------------------------------------------------
-def test_a_plain_lm_reads_what_one_pass_of_it_says(lm, plan):
-    some = plan.examples[:5]
+@pytest.mark.parametrize("tuned", [None, ("LoRA", 8), ("fine-tuning of all weights", None)])
+def test_a_plain_lm_reads_what_one_pass_of_it_says(found, folder, lm, plan, tuned):
+    speaker = Trained(plan, lm, folder / "steerers").fine_tuned(*tuned) if tuned else Plain(lm)
+    lm, some = speaker.lm, plan.examples[:5]
     prompts = [chat_prompt(lm, as_messages(e), "late") for e in some]
     replies = [reply_ids(lm, e.reply) for e in some[:4]] + [[7]]  # one of a single token
     with torch.no_grad():
-        nll = read_in_parts(Plain(lm), prepare(lm, prompts), replies).nll
+        nll = read_in_parts(speaker, prepare(lm, prompts), replies).nll
         for i, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):
             ids = torch.tensor([[*prompt.text_ids, *reply]])
             log_p = lm.model(input_ids=ids).logits[0].log_softmax(-1)[len(prompt.text_ids) - 1 : -1]
