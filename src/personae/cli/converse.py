@@ -6,6 +6,7 @@ import importlib.util
 import json
 import shlex
 import sys
+import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -485,11 +486,14 @@ def inspect(
         )
         return
     lines = table("", *(f">prompt {k}" for k in range(p.shape[1])), ">replies")
+    lines.columns[0].no_wrap = True
     lines.add_row("all", *(percent(share) for share in use.share), f"{len(p):,}")
-    for turn, row in by_turn.iterrows():
-        lines.add_row(f"own turn {turn}", *(percent(share) for share in row[:-1]), f"{int(row.iloc[-1]):,}")
-    for person, row in by_person.head(8).iterrows():
-        lines.add_row(str(person)[:60], *(percent(share) for share in row[:-1]), f"{int(row.iloc[-1]):,}")
+    turns = ((f"own turn {turn}", row) for turn, row in by_turn.iterrows())
+    people = (
+        (textwrap.shorten(str(person), 44, placeholder=" …"), row) for person, row in by_person.head(8).iterrows()
+    )
+    for name, row in (*turns, *people):
+        lines.add_row(name, *(percent(share) for share in row[:-1]), f"{int(row.iloc[-1]):,}")
     print_table(lines, indent=0)
     collapsed = ": it is in truth one prompt" if p.shape[1] > 1 and use.effective < COLLAPSED else ""
     click.echo(f"\nprompts in use: {use.effective:.1f} of {p.shape[1]}{collapsed}")
