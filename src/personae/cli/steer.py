@@ -34,6 +34,14 @@ if TYPE_CHECKING:
 @click.option("--tokens", metavar="N", type=click.IntRange(1), help="Number of virtual tokens.")
 @click.option("--steps", metavar="N", type=click.IntRange(1), help="Training steps at most.")
 @click.option(
+    "--batches",
+    metavar="N",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    help="Batches a step; several processes share them.",
+)
+@click.option(
     "--seed",
     metavar="N",
     type=click.IntRange(0, 2**32 - 1),
@@ -50,6 +58,7 @@ def steer(
     placement: str | None,
     tokens: int | None,
     steps: int | None,
+    batches: int,
     seed: int,
     resume: bool,
     as_json: bool,
@@ -62,6 +71,7 @@ def steer(
     \b
     personae steer sample-bundle
     personae steer responses-bundle moved/responses.csv --lm org/model
+    accelerate launch --num_processes 2 -m personae steer sample-bundle --batches 2
     """
     from personae.bundle import check_replaceable
 
@@ -75,11 +85,12 @@ def steer(
         click.echo(f"starting anew; {checkpoint} of an interrupted run (--resume) is replaced", err=True)
 
     from personae.steering.persona_prompt import PersonaPrompt
+    from personae.training.loop import is_first_process
 
     settings: dict[str, Any] = {"recipe": recipe, "placement": placement, "n_tokens": tokens}
     if steps is not None:
         settings["steps"] = steps
-    steerer = PersonaPrompt(lm, **settings, random_state=seed)
+    steerer = PersonaPrompt(lm, **settings, batches=batches, random_state=seed)
     try:
         steerer.fit(survey, bundle.people, checkpoint=checkpoint, resume=resume, progress=True)
     except KeyboardInterrupt:
@@ -87,6 +98,8 @@ def steer(
             again = [a for a in sys.argv[1:] if a != "--resume"] + ["--resume"]
             click.echo(f"\ngo on with: personae {shlex.join(again)}", err=True)
         raise
+    if not is_first_process():
+        return
     with doing("writing the bundle"):
         bundle = bundle.with_steerer(steerer)
     checkpoint.unlink(missing_ok=True)

@@ -11,17 +11,8 @@ from personae.lm.frozen import FrozenLM
 from personae.lm.reading import KeyValues
 from personae.steering.selection import choice_log_probs, paper_scores
 
-# Openings of replies from which the prompts of a bank start: apart, and where the LM understands them.
-_OPENINGS = (
-    " I am somebody who likes to",
-    " Do you have any? What do you",
-    " That is so nice, I love",
-    " My family and my job are",
-    " No, I have never been to",
-    " Yes! How about you? Where",
-    " Sorry to hear that. Maybe we",
-    " When I was young, my mother",
-)
+_START = " I am somebody who likes to"  # said of oneself, which the LM understands at the start of a reply
+_APART, _OWN_APART = 0.05, 1 / 3  # spread of the prompts' numbers at the start; a third is that of the vocabulary
 
 
 class PromptBank(nn.Module):
@@ -36,6 +27,8 @@ class PromptBank(nn.Module):
         Whether the prompts are key/values before every layer in place of input embeddings.
     n_context, n_person : int
         Sizes of a context's representation and of a person vector; without either there is no shift by it.
+    shared : bool
+        Whether the start is learned, too.
     reparametrise : bool
         P-tuning (Liu et al. 2021, arXiv 2103.10385): the prompts come out of a small recurrent network, which is an
         easier thing to learn than the prompts themselves.
@@ -44,9 +37,11 @@ class PromptBank(nn.Module):
     -----
     With h the context's standardised representation and z the standardised person vector::
 
-        prompt_k = start_k + scale * ( numbers_k + W [ (V h) * (1 + U z), U' z ] )
+        prompt_k = start + scale * ( numbers_k + W [ (V h) * (1 + U z), U' z ] )
 
-    The numbers and W start at zero, so that training starts from text of the LM's vocabulary.
+    The start is text of the LM's vocabulary. Learned, it holds what all replies have in common: K prompts that each
+    learn it from the replies they are responsible for are slower than a single prompt. The numbers then start near zero
+    and hold what sets the prompts apart; where nothing is shared they start apart. W starts at zero.
     """
 
     def __init__(
@@ -57,36 +52,37 @@ class PromptBank(nn.Module):
         prefix: bool = False,
         n_context: int = 0,
         n_person: int = 0,
+        shared: bool = True,
         reparametrise: bool = False,
         width: int = 64,
     ) -> None:
         super().__init__()
         self.shapes, self.prefix = lm.key_shapes, prefix
-        openings = [_OPENINGS[k % len(_OPENINGS)] for k in range(n_prompts)]
-        ids = [(lm.tokens(text) * n_tokens)[:n_tokens] for text in openings]
+        ids = (lm.tokens(_START) * n_tokens)[:n_tokens]
         if prefix:
-            context = lm.encode(ids)
-            pairs = zip(context.keys, context.values, strict=True)  # (K, Hkv, T, D) each
-            parts = [x.transpose(1, 2).flatten(2).float() for pair in pairs for x in pair]
-            start = torch.cat(parts, 2)
-            scale = torch.cat([part.std().expand(part.shape[2]) for part in parts])
+            context = lm.encode([ids])
+            pairs = zip(context.keys, context.values, strict=True)  # (1, Hkv, T, D) each
+            parts = [x[0].transpose(0, 1).flatten(1).float() for pair in pairs for x in pair]
+            start = torch.cat(parts, 1)
+            scale = torch.cat([part.std().expand(part.shape[1]) for part in parts])
         else:
-            start = torch.stack([lm.embed(i) for i in ids]).float()
+            start = lm.embed(ids).float()
             scale = torch.full((lm.hidden_size,), 3 * lm.embedding_scale)
-        self.start = nn.Parameter(start.cpu())  # (K, T, W)
+        self.start = nn.Parameter(start.cpu(), requires_grad=shared)  # (T, W)
         self.scale: Tensor
         self.register_buffer("scale", scale.cpu())  # (W,)
-        self.numbers = nn.Parameter(torch.zeros_like(self.start))
-        self.recurrent = _Recurrent(start.shape[2]) if reparametrise else None
+        apart = 0.0 if n_prompts == 1 else _APART if shared else _OWN_APART
+        self.numbers = nn.Parameter(apart * torch.randn(n_prompts, *start.shape))
+        self.recurrent = _Recurrent(start.shape[1]) if reparametrise else None
         self.context = nn.Linear(n_context, width, bias=False) if n_context else None
         self.person = nn.Linear(n_person, 2 * width) if n_person else None
         used = width * (bool(n_context) + bool(n_person))
-        self.out = nn.Linear(used, start[0].numel(), bias=False) if used else None
+        self.out = nn.Linear(used, start.numel(), bias=False) if used else None
         if self.out is not None:
             nn.init.zeros_(self.out.weight)
 
     def __len__(self) -> int:
-        return len(self.start)
+        return len(self.numbers)
 
     def prompts(self) -> Tensor:
         """The prompts (K, T, W) that everybody shares, before any shift."""
@@ -110,7 +106,7 @@ class PromptBank(nn.Module):
         prompts = self.prompts()
         rows = prompts.expand(len(h), -1, -1, -1) if chosen is None else prompts[chosen]  # (B, N, T, W)
         if self.out is not None:
-            shift = self.out(self._features(h, z)).view(len(h), 1, *self.start.shape[1:])
+            shift = self.out(self._features(h, z)).view(len(h), 1, *self.start.shape)
             rows = rows + self.scale * shift
         return self._key_values(rows) if self.prefix else rows
 

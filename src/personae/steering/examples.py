@@ -102,9 +102,9 @@ class AnswersAndTalk:
             "weights": {name: list(value.shape) for name, value in self.network.state_dict().items()},
         }
 
-    def losses(self, step: int) -> Iterator[tuple[Tensor, int]]:
+    def losses(self, step: int, batch: int = 0) -> Iterator[tuple[Tensor, int]]:
         """Mean cross-entropy of each of the step's formats."""
-        rng = np.random.default_rng([self.seed, step])
+        rng = np.random.default_rng([self.seed, step, batch])
         yield self._letters(rng)
         if self.recipe == "contextual":
             yield self._talk(rng)

@@ -52,6 +52,8 @@ class LoRA(Steerer):
         trains all weights, in float32.
     steps : int
         Training steps at most, of eight answers each.
+    batches : int
+        Of a training step, which several processes share (`accelerate launch`); more of them make a steadier step.
     random_state : int
 
     Attributes
@@ -96,12 +98,14 @@ class LoRA(Steerer):
         describe: Describe | None = None,
         rank: int | None = 8,
         steps: int = 400,
+        batches: int = 1,
         random_state: int = 0,
     ) -> None:
         self.lm = lm
         self.describe = describe
         self.rank = rank
         self.steps = steps
+        self.batches = batches
         self.random_state = random_state
 
     # learning --------------------------------------------------------------------------------------------------
@@ -128,7 +132,7 @@ class LoRA(Steerer):
         ImportError
             PEFT is not installed.
         """
-        for name, value in (("steps", self.steps), ("rank", self.rank)):
+        for name, value in (("steps", self.steps), ("batches", self.batches), ("rank", self.rank)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it is at least 1")
         with torch.random.fork_rng(devices=[]):
@@ -145,7 +149,7 @@ class LoRA(Steerer):
         else:
             self._ask_by(self.describe or describe_by_traits(data))
             task = DescribedAnswers(self.lm_, learned, data, people, self.describe_, self.random_state)
-        schedule = Schedule(steps=self.steps, weight_decay=0.0, seed=self.random_state)
+        schedule = Schedule(steps=self.steps, weight_decay=0.0, seed=self.random_state, batches=self.batches)
         path = None if checkpoint is None else Path(checkpoint)
         self.history_ = train(task, schedule, path, resume, progress)
         return self
@@ -297,9 +301,9 @@ class DescribedAnswers:
             "weights": [list(p.shape) for p in self.network.parameters()],
         }
 
-    def losses(self, step: int) -> Iterator[tuple[Tensor, int]]:
+    def losses(self, step: int, batch: int = 0) -> Iterator[tuple[Tensor, int]]:
         """Mean cross-entropy of the step's answers over the letters of each question's options."""
-        answers = np.random.default_rng([self.seed, step]).choice(self.trained, _ROWS)
+        answers = np.random.default_rng([self.seed, step, batch]).choice(self.trained, _ROWS)
         for logits, y in self._passes(answers, _PASS):
             yield nn.functional.cross_entropy(logits, y, reduction="sum") / _ROWS, len(y)
 

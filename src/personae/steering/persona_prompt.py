@@ -51,6 +51,8 @@ class PersonaPrompt(Steerer):
         Virtual tokens T of a question's answer; 2, or 1 for the paper's recipe. The contextual one talks with eight.
     steps : int
         Training steps at most.
+    batches : int
+        Of a training step, which several processes share (`accelerate launch`); more of them make a steadier step.
     random_state : int
 
     Attributes
@@ -97,6 +99,7 @@ class PersonaPrompt(Steerer):
         placement: Placement | None = None,
         n_tokens: int | None = None,
         steps: int = 400,
+        batches: int = 1,
         random_state: int = 0,
     ) -> None:
         self.lm = lm
@@ -104,6 +107,7 @@ class PersonaPrompt(Steerer):
         self.placement = placement
         self.n_tokens = n_tokens
         self.steps = steps
+        self.batches = batches
         self.random_state = random_state
 
     # learning --------------------------------------------------------------------------------------------------
@@ -137,6 +141,7 @@ class PersonaPrompt(Steerer):
             steps=self.steps,
             weight_decay=1e-2 if self.recipe == "contextual" else 1e-3,
             seed=self.random_state,
+            batches=self.batches,
         )
         path = None if checkpoint is None else Path(checkpoint)
         self.history_ = train(task, schedule, path, resume, progress)
@@ -150,7 +155,7 @@ class PersonaPrompt(Steerer):
             raise ValueError(f'recipe is "contextual", "paper" or "constant", not "{self.recipe}"')
         paper = self.recipe == "paper"
         self.placement_: Placement = self.placement or ("prefix" if paper else "late")
-        for name, value in (("steps", self.steps), ("n_tokens", self.n_tokens)):
+        for name, value in (("steps", self.steps), ("batches", self.batches), ("n_tokens", self.n_tokens)):
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; it is at least 1")
         read = self.n_tokens or (1 if paper else 2)

@@ -21,7 +21,7 @@ from personae.steering.turns import Turns, as_messages, person, within
 if TYPE_CHECKING:
     from personae.steering.bank import SelectiveNetwork
 
-_STATISTICS = 256  # contexts from which means, scales and the retriever's start are taken
+_STATISTICS = 64  # contexts from which means, scales and the retriever's start are taken
 _START, _END = 0.5, 0.1  # temperature of the choice, from the first step to the middle of training
 
 
@@ -114,7 +114,7 @@ class RepliesTask:
         """Prompts learn faster than what chooses among them."""
         retriever = list(self.network.retriever.parameters())
         known = {id(p) for p in retriever}
-        rest = [p for p in self.network.parameters() if id(p) not in known]
+        rest = [p for p in self.network.parameters() if p.requires_grad and id(p) not in known]
         return [{"params": rest, "lr": 5e-3}, {"params": retriever, "lr": 1e-3}]
 
     def identity(self) -> dict[str, Any]:
@@ -137,14 +137,13 @@ class RepliesTask:
         prepared = prepare(self.lm, [self._prompt(e) for e in some])
         self.network.learn_statistics(represent(self.lm, prepared, self.encoder), self._vectors(some), seed)
 
-    def losses(self, step: int) -> Iterator[tuple[Tensor, int]]:
+    def losses(self, step: int, batch: int = 0) -> Iterator[tuple[Tensor, int]]:
         """The recipe's loss of one batch."""
-        examples = self.turns.draw(step)
+        examples = self.turns.draw(step, batch)
         fall = min(1.0, 2 * step / self.steps)
         self.network.temperature.fill_(_START * (_END / _START) ** fall)
-        batch = self.batch(examples)
         loss = self._paper if self.recipe == "paper" else self._mixture
-        yield loss(batch, examples), len(examples)
+        yield loss(self.batch(examples), examples), len(examples)
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:

@@ -66,6 +66,8 @@ class Selective(Steerer):
         said so far revises at every token.
     steps : int
         Training steps at most, of eight replies each.
+    batches : int
+        Of a training step, which several processes share (`accelerate launch`); more of them make a steadier step.
     random_state : int
 
     Attributes
@@ -112,6 +114,7 @@ class Selective(Steerer):
         weights: Mapping[str, float] | None = None,
         selection: Literal["hard", "mixture"] = "hard",
         steps: int = 400,
+        batches: int = 1,
         random_state: int = 0,
     ) -> None:
         self.lm = lm
@@ -126,6 +129,7 @@ class Selective(Steerer):
         self.weights = weights
         self.selection = selection
         self.steps = steps
+        self.batches = batches
         self.random_state = random_state
 
     # learning --------------------------------------------------------------------------------------------------
@@ -168,7 +172,7 @@ class Selective(Steerer):
             task.network = self.network_ = self._build(n_person).to(self.lm_.device)
             task.start()
         decay = 1e-2 if self.recipe == "mixture" else 0.0
-        schedule = Schedule(steps=self.steps, weight_decay=decay, seed=self.random_state)
+        schedule = Schedule(steps=self.steps, weight_decay=decay, seed=self.random_state, batches=self.batches)
         path = None if checkpoint is None else Path(checkpoint)
         self.history_ = train(task, schedule, path, resume, progress)
         self.lm_fingerprint_ = self.lm_.fingerprint
@@ -193,7 +197,12 @@ class Selective(Steerer):
         ):
             if value not in known:
                 raise ValueError(f"{name} is {' or '.join(map(repr, filter(None, known)))}, not {value!r}")
-        for name, number in (("steps", self.steps), ("n_prompts", self.n_prompts), ("n_tokens", self.n_tokens)):
+        for name, number in (
+            ("steps", self.steps),
+            ("batches", self.batches),
+            ("n_prompts", self.n_prompts),
+            ("n_tokens", self.n_tokens),
+        ):
             if number < 1:
                 raise ValueError(f"{name} is {number}; it is at least 1")
         paper = self.recipe == "paper"
@@ -226,7 +235,8 @@ class Selective(Steerer):
             self.placement_ == "prefix",
             shift,
             0 if paper else n_person,
-            self.reparametrise,
+            shared=not paper,
+            reparametrise=self.reparametrise,
         )
         retriever = PaperRetriever(h) if paper else Retriever(self.n_prompts, n_context, n_person)
         return SelectiveNetwork(bank, retriever, n_context, 0 if paper else n_person)

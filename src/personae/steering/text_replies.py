@@ -42,9 +42,9 @@ class TextReplies:
         shapes = [list(p.shape) for p in self.network.parameters()]
         return {"dialogues": self.turns.fingerprint, "lm": self.lm.fingerprint, "weights": shapes}
 
-    def losses(self, step: int) -> Iterator[tuple[Tensor, int]]:
+    def losses(self, step: int, batch: int = 0) -> Iterator[tuple[Tensor, int]]:
         """Mean NLL a token, replies weighing alike."""
-        examples = self.turns.draw(step)
+        examples = self.turns.draw(step, batch)
         for start in range(0, len(examples), _PASS):
             some = examples[start : start + _PASS]
             nll, lengths = self._nll(some)

@@ -73,9 +73,9 @@ class Turns:
             of_person.setdefault(person(example), []).append(example)
         self._of_person = list(of_person.values())
 
-    def draw(self, step: int) -> list[Example]:
+    def draw(self, step: int, batch: int = 0) -> list[Example]:
         """A few people and some turns of each, so that a step has turns of one person and of different people."""
-        rng = np.random.default_rng([self.seed, step])
+        rng = np.random.default_rng([self.seed, step, batch])
         people = rng.choice(len(self._of_person), min(_PEOPLE, len(self._of_person)), replace=False)
         return [self._of_person[p][i] for p in people for i in rng.permutation(len(self._of_person[p]))[:_TURNS]]
 

@@ -1,7 +1,8 @@
 """One training loop for every steerer: AdamW, warm-up, early stopping, checkpoints that resume bit for bit.
 
 The loop knows a `Task` only: something with parameters, a loss for a step and a validation. What a step draws depends
-on (seed, step) alone, so that a resumed run sees what an uninterrupted one would have seen.
+on (seed, step, batch) alone, so that a resumed run sees what an uninterrupted one would have seen, and several
+processes (`accelerate launch`, `torchrun`) what one would have seen: they share the batches of a step.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from accelerate import PartialState
+from accelerate.utils import broadcast, broadcast_object_list, reduce
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from safetensors import safe_open
@@ -37,8 +40,9 @@ class Task(Protocol):
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups with their peak learning rate ``lr``."""
 
-    def losses(self, step: int) -> Iterator[tuple[Tensor, int]]:
-        """Parts of the step's loss, each with the number of answers or replies in it; their gradients are summed.
+    def losses(self, step: int, batch: int) -> Iterator[tuple[Tensor, int]]:
+        """Parts of the loss of one of a step's batches, each with the number of answers or replies in it; their
+        gradients are summed.
 
         The backward pass of a part runs before the next part is drawn, so that one graph is alive at a time.
         """
@@ -65,6 +69,8 @@ class Schedule:
         Largest gradient norm.
     weight_decay : float
     seed : int
+    batches : int
+        Of a step; its gradient is their mean. Several processes share them.
     """
 
     steps: int = 400
@@ -75,6 +81,7 @@ class Schedule:
     clip: float = 1.0
     weight_decay: float = 1e-2
     seed: int = 0
+    batches: int = 1
 
 
 @dataclass
@@ -108,10 +115,19 @@ def train(
     Raises
     ------
     ValueError
-        The checkpoint belongs to another run (other data, LM or settings).
+        The checkpoint belongs to another run (other data, LM or settings), or there are more processes than batches.
     FloatingPointError
         The loss is not finite.
     """
+    processes = _processes()
+    if processes.num_processes > schedule.batches:
+        raise ValueError(
+            f"{processes.num_processes} processes cannot share {schedule.batches} batches a step; "
+            f"train with batches={processes.num_processes} or more"
+        )
+    if processes.num_processes > 1:  # what each of them prepared may differ in the last bit
+        for value in task.network.state_dict().values():
+            broadcast(value)
     optimiser = torch.optim.AdamW(task.groups(), weight_decay=schedule.weight_decay)
     peaks = [group["lr"] for group in optimiser.param_groups]
     state, best_weights = _State(), _copy(task.network)
@@ -119,20 +135,23 @@ def train(
     if resume and checkpoint is not None and checkpoint.exists():
         state, best_weights = _load(checkpoint, task.network, optimiser, identity)
     answers, started = 0, time.monotonic()
-    with _bar(progress) as bar, torch.random.fork_rng(devices=[]):
+    with _bar(progress and processes.is_main_process) as bar, torch.random.fork_rng(devices=[]):
         line = bar.add_task("training", total=schedule.steps, completed=state.step, note="")
         while state.step < schedule.steps and state.bad < schedule.patience:
             rate = min(1.0, (state.step + 1) / max(1, schedule.warmup)) * (1 - state.step / schedule.steps)
             for group, peak in zip(optimiser.param_groups, peaks, strict=True):
                 group["lr"] = peak * rate
-            torch.manual_seed(schedule.seed * 1_000_003 + state.step)  # dropout, too, depends on the step alone
             task.network.train()
             optimiser.zero_grad(set_to_none=True)
             total = 0.0
-            for loss, count in task.losses(state.step):
-                loss.backward()
-                total += loss.item()
-                answers += count
+            for batch in range(processes.process_index, schedule.batches, processes.num_processes):
+                # Dropout, too, depends on step and batch alone.
+                torch.manual_seed(schedule.seed * 1_000_003 + state.step * schedule.batches + batch)
+                for loss, count in task.losses(state.step, batch):
+                    (loss / schedule.batches).backward()
+                    total += loss.item() / schedule.batches
+                    answers += count
+            total = _sum_over_processes(task.network, total, processes)
             if not math.isfinite(total):
                 raise FloatingPointError(f"the loss is not finite at step {state.step}; try a lower learning rate")
             nn.utils.clip_grad_norm_(task.network.parameters(), schedule.clip)
@@ -141,20 +160,47 @@ def train(
             state.smooth = total if state.smooth is None else 0.95 * state.smooth + 0.05 * total
             if state.step % schedule.validate_every == 0 or state.step == schedule.steps:
                 task.network.eval()
-                found = task.validate()
+                (found,) = broadcast_object_list([task.validate() if processes.is_main_process else {}])
                 state.history.append({"step": state.step, "loss": state.smooth, **found})
                 if found["nll"] < state.best:
                     state.best, state.bad, best_weights = found["nll"], 0, _copy(task.network)
                 else:
                     state.bad += 1
             if checkpoint is not None and (state.step % schedule.checkpoint_every == 0 or state.step == schedule.steps):
-                _save(checkpoint, task.network, optimiser, best_weights, state, identity)
-            speed = answers / (time.monotonic() - started)
+                if processes.is_main_process:
+                    _save(checkpoint, task.network, optimiser, best_weights, state, identity)
+                processes.wait_for_everyone()
+            speed = answers * processes.num_processes / (time.monotonic() - started)
             note = f"loss {state.smooth:.3f}{_held_out(state.history)}  {speed:,.1f} {task.counts}/s"
             bar.update(line, completed=state.step, note=note)
     task.network.load_state_dict(best_weights)
     task.network.eval()
     return state.history
+
+
+def _processes() -> PartialState:
+    """This process and those that a launcher started with it; alone where there was no launcher."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+def is_first_process() -> bool:
+    """Whether this process is the one that writes: the only one, or the first of those that train together."""
+    return _processes().is_main_process
+
+
+def _sum_over_processes(network: nn.Module, total: float, processes: PartialState) -> float:
+    """Add up the processes' gradients, in one message, and the loss."""
+    if processes.num_processes == 1:
+        return total
+    learned = [p for p in network.parameters() if p.requires_grad]
+    for p in learned:
+        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+    grads = [p.grad for p in learned if p.grad is not None]
+    flat = torch.cat([g.reshape(-1).float() for g in grads] + [grads[0].new_tensor([total]).float()])
+    flat = reduce(flat, reduction="sum")
+    for grad, part in zip(grads, flat[:-1].split([g.numel() for g in grads]), strict=True):
+        grad.copy_(part.view_as(grad))
+    return flat[-1].item()
 
 
 def _bar(progress: bool) -> Progress:

@@ -42,7 +42,7 @@ class Toy:
         first, *rest = self.network.parameters()
         return [{"params": [first], "lr": 1e-2}, {"params": rest, "lr": 3e-3}]
 
-    def losses(self, step: int) -> Iterator[tuple[Tensor, int]]:
+    def losses(self, step: int, batch: int) -> Iterator[tuple[Tensor, int]]:
         time.sleep(self.pause)
         self.steps.append(step)
         for rows in np.random.default_rng(step).integers(0, 150, (2, 4)):
@@ -110,10 +110,10 @@ def test_a_killed_run_goes_on_to_the_same_result_bit_for_bit(tmp_path, whole):
 @pytest.mark.parametrize("stop", [5, 7, 13, 59])
 def test_wherever_it_stops(tmp_path, whole, stop):
     class Stopping(Toy):
-        def losses(self, step):
+        def losses(self, step, batch):
             if step == stop:
                 raise KeyboardInterrupt
-            return super().losses(step)
+            return super().losses(step, batch)
 
     checkpoint = tmp_path / "training.safetensors"
     with pytest.raises(KeyboardInterrupt):
@@ -183,10 +183,10 @@ def test_every_checkpoint_on_the_way_opens(tmp_path):
     checkpoint, found = tmp_path / "training.safetensors", []
 
     class Looking(Toy):
-        def losses(self, step):
+        def losses(self, step, batch):
             if checkpoint.exists():
                 found.append((step, step_of(checkpoint)))
-            return super().losses(step)
+            return super().losses(step, batch)
 
     train(Looking(), SCHEDULE, checkpoint, progress=False)
     assert found == [(step, step // 5 * 5) for step in range(5, 60)]
@@ -253,10 +253,10 @@ def test_early_stopping_survives_a_resume(tmp_path):
     history = train(whole, schedule, progress=False)
 
     class Stopping(Scripted):
-        def losses(self, step):
+        def losses(self, step, batch):
             if step == 7:
                 raise KeyboardInterrupt
-            return super().losses(step)
+            return super().losses(step, batch)
 
     with pytest.raises(KeyboardInterrupt):
         train(Stopping(*figures), schedule, checkpoint, progress=False)
@@ -279,8 +279,8 @@ def test_a_figure_that_is_no_number_is_not_better():
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_loss_that_is_not_finite_raises(tmp_path, value):
     class Broken(Toy):
-        def losses(self, step):
-            for loss, count in super().losses(step):
+        def losses(self, step, batch):
+            for loss, count in super().losses(step, batch):
                 yield (loss * value if step == 7 else loss), count
 
     with pytest.raises(FloatingPointError, match="not finite at step 7"):
@@ -290,8 +290,8 @@ def test_a_loss_that_is_not_finite_raises(tmp_path, value):
 
 def test_the_parts_of_a_step_are_one_gradient(whole):
     class Together(Toy):
-        def losses(self, step):
-            parts = list(super().losses(step))
+        def losses(self, step, batch):
+            parts = list(super().losses(step, batch))
             yield sum(loss for loss, _ in parts), sum(count for _, count in parts)
 
     task = Together()
@@ -302,8 +302,8 @@ def test_the_parts_of_a_step_are_one_gradient(whole):
 
 def test_one_part_is_differentiated_before_the_next_is_drawn():
     class Watching(Toy):
-        def losses(self, step):
-            first, second = super().losses(step)
+        def losses(self, step, batch):
+            first, second = super().losses(step, batch)
             yield first
             assert self.network[0].weight.grad is not None
             yield second
