@@ -246,10 +246,12 @@ class PersonaPrompt(Steerer):
                 told = {"new": new, "expected": self.network_.questions(vectors, h, n_options)}
         return self.network_(vectors, h, format, n_options, **told)
 
-    def question_rows(self, question: Question, personas: Sequence[Persona]) -> ChatRows:
-        """One question with lettered options as each persona is asked it, as `chat_rows` gives a chat."""
-        prompt = letters_prompt(self.lm_, question.text, question.options, self.placement_)
-        return self._rows(prompt, personas, "letters", [len(question.options)])
+    def question_rows(self, question: Question, personas: Sequence[Persona], read: str = "letters") -> ChatRows:
+        """One question as each persona is asked it, to be read by letters or texts, as `chat_rows` gives a chat."""
+        check_read(read)
+        put = letters_prompt if read == "letters" else text_prompt
+        prompt = put(self.lm_, question.text, question.options, self.placement_)
+        return self._rows(prompt, personas, read, [len(question.options)])
 
     # talking ---------------------------------------------------------------------------------------------------
     def chat_rows(self, messages: Sequence[Message], personas: Sequence[Persona]) -> ChatRows:
