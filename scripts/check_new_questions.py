@@ -2,6 +2,8 @@
 
 python scripts/check_new_questions.py SURVEY [--folds 10] [--seeds 1] [--no-network] [--all-questions]
 
+"By likeness" is `NewQuestions`, from the LM's or MiniLM's representation; "network" is the trunk alone, as before it.
+
 Of GSS 2018 the questions that its evaluation keeps for itself (`make_plan`, seed 0) are never looked at, so that
 methods may be chosen by this table; a survey of few questions is taken whole with ``--all-questions``.
 """
@@ -108,9 +110,9 @@ def main() -> None:
             }
             for name, h in texts.items():
                 logits[f"by likeness, {name}"] = by_likeness(people, h[kept], known, h[out], n)
-                if not given.no_network:
-                    logits[f"network, {name}"] = by_network(people, h[kept], known, h[out], n)
-                    logits[f"mean of both, {name}"] = (logits[f"by likeness, {name}"] + logits[f"network, {name}"]) / 2
+            if not given.no_network:
+                logits["network, LM"] = by_network(people, texts["LM"][kept], known, texts["LM"][out], n)
+                logits["mean of network and likeness, LM"] = (logits["by likeness, LM"] + logits["network, LM"]) / 2
             mean = torch.as_tensor(logits["by likeness, LM"]).softmax(-1).mean(1, keepdim=True).log().numpy()
             logits["by likeness, LM: same for everybody"] = np.broadcast_to(mean, shape)
             with np.errstate(invalid="ignore"):
