@@ -21,9 +21,11 @@ import torch
 from torch import Tensor
 
 from personae.lm.frozen import FrozenLM
-from personae.lm.generation import Text, choose
+from personae.lm.generation import choose
 from personae.lm.slots import Row, Rows, Start, rows_of
 from personae.serving.backend import Busy, Piece, Sampling, Unavailable
+from personae.serving.saying import Saying
+from personae.serving.starts import check_length
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +106,7 @@ class Batcher:
             Whether the text ends with its line, as a base model's turn in a transcript does.
         """
         sampling.check()
-        reply = _Reply(request, sampling, Text(self._lm, one_line))
+        reply = _Reply(request, sampling, Saying(self._lm, sampling, one_line))
         async with aclosing(self._results(reply, self._waiting, self._max_waiting, self._pace.replies_take)) as pieces:
             async for piece in pieces:
                 yield piece
@@ -218,7 +220,7 @@ class Batcher:
         try:
             starts = self._starts([reply.request for reply in newcomers])
             for reply, start in zip(newcomers, starts, strict=True):
-                reply.prompt_tokens = start.n_tokens
+                reply.saying.prompt_tokens = start.n_tokens
                 check_length(self._lm, start.n_tokens, reply.sampling.max_tokens)
             logits = self._lm.logits(self._rows.join(newcomers, starts)).cpu()  # (R, V)
         except Exception as error:
@@ -264,7 +266,7 @@ class Batcher:
         """Each row's next token, from logits (R, V)."""
         for row, own in zip(rows, logits, strict=True):
             try:
-                piece = row.next(own, self._lm.stop_ids)
+                piece = row.next(own)
             except Exception as error:
                 self._end(row, error)
                 continue
@@ -301,20 +303,10 @@ class Batcher:
                 self._rows.leave(request)
                 self._running = len(self._rows.rows)
                 self._counts["replies"] += error is None
-                self._counts["prompt_tokens"] += request.prompt_tokens
-                self._pace.replied(request.n_tokens)
+                self._counts["prompt_tokens"] += request.saying.prompt_tokens
+                self._pace.replied(request.saying.n_tokens)
             self._counts["failed"] += error is not None
         request.deliver(error)
-
-
-def check_length(lm: FrozenLM, prompt: int, new: int) -> None:
-    """Raise ``ValueError`` if so many tokens, and so many new ones, are more than the LM can read."""
-    limit: int | None = getattr(lm.model.config, "max_position_embeddings", None)
-    if limit is not None and prompt + new > limit:
-        raise ValueError(
-            f"the text has {prompt} tokens and {new} may follow, but {lm.name} reads at most {limit}; "
-            "shorten the text or lower max_tokens"
-        )
 
 
 class _Request:
@@ -346,57 +338,16 @@ class _Job(_Request):
 class _Reply(_Request, Row):
     """A text in the making."""
 
-    def __init__(self, request: Any, sampling: Sampling, text: Text) -> None:
+    def __init__(self, request: Any, sampling: Sampling, saying: Saying) -> None:
         super().__init__()
-        self.request, self.sampling = request, sampling
+        self.request, self.sampling, self.saying = request, sampling, saying
         self.token = 0  # the last one chosen, which the next step reads
-        self.prompt_tokens = 0
-        self.n_tokens = 0
         self._generator = torch.Generator().manual_seed(sampling.seed)
-        self._text = text
-        self._stop = _Stop(sampling.stop)
 
-    def next(self, logits: Tensor, stop_ids: frozenset[int]) -> Piece:
+    def next(self, logits: Tensor) -> Piece:
         """Choose the next token; the piece that it adds."""
         self.token = choose(logits, self.sampling.temperature, self.sampling.top_p, self._generator)
-        if self.token in stop_ids:
-            return self._last(self._stop.add(self._text.rest(), last=True), "stop")
-        self.n_tokens += 1
-        new = self._text.add(self.token)
-        full = self.n_tokens == self.sampling.max_tokens
-        last = full or self._text.ended
-        text = self._stop.add(new + (self._text.rest() if full else ""), last)
-        if self._stop.found or self._text.ended:
-            return self._last(text, "stop")
-        return self._last(text, "length") if full else Piece(text)
-
-    def _last(self, text: str, finish: str) -> Piece:
-        return Piece(text, finish, self.prompt_tokens, self.n_tokens)
-
-
-class _Stop:
-    """Text up to the first stop string, holding back what may be the beginning of one."""
-
-    def __init__(self, strings: tuple[str, ...]) -> None:
-        self._strings = strings
-        self._held = ""
-        self.found = False
-
-    def add(self, new: str, last: bool) -> str:
-        """What may be said now; everything if this text is the last."""
-        text = self._held + new
-        places = [place for place in map(text.find, self._strings) if place >= 0]
-        if places:
-            self.found = True
-            return text[: min(places)]
-        held = 0 if last else max((_overlap(text, string) for string in self._strings), default=0)
-        said, self._held = text[: len(text) - held], text[len(text) - held :]
-        return said
-
-
-def _overlap(text: str, string: str) -> int:
-    """Characters at the end of a text with which a string begins."""
-    return next((n for n in range(min(len(text), len(string) - 1), 0, -1) if text.endswith(string[:n])), 0)
+        return self.saying.add(self.token)
 
 
 class _Pace:

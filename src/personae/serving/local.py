@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from dataclasses import dataclass
 
 import numpy as np
-from torch import Tensor
 
 from personae.data.survey import Question
-from personae.lm.prompts import plain_prompt
-from personae.lm.slots import Start
 from personae.lm.template import Message
 from personae.people.persona import Persona
 from personae.serving.backend import Piece, Sampling
-from personae.serving.batching import Batcher, check_length
-from personae.steering.base import ChatRows, Steerer, check_read
+from personae.serving.batching import Batcher
+from personae.serving.starts import Asked, Starts
+from personae.steering.base import Steerer, check_read
 
 _QUESTIONS = 16  # of one block of answers
 
@@ -61,17 +57,17 @@ class LocalBackend:
     name = "local"
 
     def __init__(self, steerer: Steerer, max_rows: int = 64, max_waiting: int = 256, max_jobs: int = 16) -> None:
-        self._steerer, self._lm = steerer, steerer.lm_
-        self._batcher = Batcher(self._lm, self._starts, max_rows, max_waiting, max_jobs)
+        self._steerer = steerer
+        self._batcher = Batcher(steerer.lm_, Starts(steerer), max_rows, max_waiting, max_jobs)
 
     def chat(self, messages: Sequence[Message], persona: Persona, sampling: Sampling) -> AsyncGenerator[Piece, None]:
         """See `Backend`."""
-        turns = tuple((message["role"], message["content"]) for message in messages)
-        return self._batcher.text(_Asked(turns, persona), sampling, one_line=not self._lm.template.is_chat)
+        one_line = not self._steerer.lm_.template.is_chat
+        return self._batcher.text(Asked.chat(messages, persona), sampling, one_line)
 
     def complete(self, text: str, persona: Persona | None, sampling: Sampling) -> AsyncGenerator[Piece, None]:
         """See `Backend`; without a persona the LM goes on as itself."""
-        return self._batcher.text(_Asked(text, persona), sampling)
+        return self._batcher.text(Asked(text, persona), sampling)
 
     def answers(
         self, personas: Sequence[Persona], questions: Sequence[Question], read: str = "letters"
@@ -103,48 +99,3 @@ class LocalBackend:
                 block[rows, columns, : p.shape[2]] = p
                 yield None
             yield block
-
-    def _starts(self, requests: Sequence[_Asked]) -> list[Start]:
-        """What the LM is to continue; a chat that several personas are in is read once for all of them."""
-        alike: dict[tuple[object, bool], list[int]] = defaultdict(list)
-        for i, asked in enumerate(requests):
-            alike[asked.said, asked.persona is None].append(i)
-        found: dict[int, Start] = {}
-        for same in alike.values():
-            rows = self._rows(requests[same[0]].said, [requests[i].persona for i in same])
-            found |= {i: Start(rows.prompts[n], _of_row(rows.virtual, n)) for n, i in enumerate(same)}
-        return [found[i] for i in range(len(requests))]
-
-    def _rows(self, said: str | tuple[tuple[str, str], ...], personas: Sequence[Persona | None]) -> ChatRows:
-        texts = [said] if isinstance(said, str) else [content for _, content in said]
-        check_length(self._lm, sum(len(self._lm.tokens(text)) for text in texts), 1)  # before the LM reads it
-        who = [persona for persona in personas if persona is not None]
-        if isinstance(said, str):
-            if not (self._lm.bos or said):
-                raise ValueError("there is no text to go on with")
-            if not who:
-                return ChatRows([plain_prompt(self._lm, said, "before")] * len(personas), None)
-            return self._steerer.text_rows(said, who)
-        rows = self._steerer.chat_rows([{"role": role, "content": content} for role, content in said], who)
-        if rows.mixed is not None:
-            raise ValueError(
-                f"this steerer ({self._steerer.method}) mixes several prompts in a reply, which is not served; "
-                'open it with selection="hard"'
-            )
-        return rows
-
-
-@dataclass(frozen=True)
-class _Asked:
-    """A chat as (role, content) pairs, or a text, and who is to go on with it."""
-
-    said: str | tuple[tuple[str, str], ...]
-    persona: Persona | None
-
-
-def _of_row(
-    virtual: Tensor | list[tuple[Tensor, Tensor]] | None, n: int
-) -> Tensor | list[tuple[Tensor, Tensor]] | None:
-    if virtual is None:
-        return None
-    return virtual[n] if isinstance(virtual, Tensor) else [(k[n], v[n]) for k, v in virtual]
