@@ -14,11 +14,13 @@ import io
 import json
 import os
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from personae.data.survey import Question
 from personae.export.prompt import Context, ExportedPrompt
@@ -26,7 +28,13 @@ from personae.lm.frozen import FrozenLM
 from personae.lm.prompts import Message, Prompt
 from personae.people.persona import Persona
 
+NO_PREFIX = (
+    'vLLM takes virtual tokens among the text, and this steerer was trained with placement "prefix", whose are '
+    "keys and values: train one with: personae steer BUNDLE --placement late"
+)
 _SLOT = "<prompt_embeds>"  # what vLLM's template writes where embeddings go
+# A server takes what a request leaves open from the LM's own configuration, which may penalise or cut off tokens.
+_NOTHING_ELSE = {"top_p": 1.0, "top_k": 0, "min_p": 0.0, "repetition_penalty": 1.0}
 
 
 def export_vllm(
@@ -101,32 +109,80 @@ def vllm_request(
     """
     made = ExportedPrompt.make(steerer, persona, context)
     if not isinstance(made.virtual, Tensor) or made.prompt is None:
-        raise ValueError(
-            'vLLM takes virtual tokens among the text, and this steerer was trained with placement "prefix", whose are '
-            "keys and values: train one with: personae steer BUNDLE --placement late"
-        )
-    lm, virtual = made.steerer.lm_, made.virtual.float().cpu()
-    body: dict[str, Any] = {"model": model or lm.name, "temperature": 0.0}
+        raise ValueError(NO_PREFIX)
+    lm = made.steerer.lm_
     about: dict[str, Any] = {"persona": persona.name}
-    chat = None
     if isinstance(context, Question):
         options = dict(zip(made.letters.values(), context.options, strict=True))
-        body |= {"max_tokens": 1, "logprobs": 1, "logprob_token_ids": list(options)}
-        body["return_tokens_as_token_ids"] = True  # letters may be written alike, their tokens are not
-        about |= {"question": context.text, "options": {f"token_id:{i}": option for i, option in options.items()}}
+        url, body = reading_request(lm, made.prompt, made.virtual[None], list(options))
+        (body["prompt_embeds"],) = body["prompt_embeds"]
+        about |= {"question": context.text, "options": {token_name(i): option for i, option in options.items()}}
         about["sharpness"] = made.sharpness
     else:
-        body |= {"max_tokens": max_tokens, "stop_token_ids": sorted(lm.stop_ids)}
+        url, body = reply_request(lm, made.prompt, made.virtual, max_tokens, context, made.steerer.placement_)
         if not lm.template.is_chat:
             body["stop"] = ["\n"]  # a base model's turn ends with its line
         about["messages"] = list(context)
-        chat = _chat(lm, context, made.prompt, made.steerer.placement_, virtual)
-    if chat is not None:
-        return {"method": "POST", "url": "/v1/chat/completions", "body": {**body, **chat}, "personae": about}
-    with torch.no_grad():
-        before, after = (lm.embed(ids).float().cpu() for ids in (made.prompt.before, made.prompt.after))
-    body["prompt_embeds"] = encode(torch.cat([before, virtual, after]))
-    return {"method": "POST", "url": "/v1/completions", "body": body, "personae": about}
+    return {"method": "POST", "url": url, "body": {"model": model or lm.name, **body}, "personae": about}
+
+
+def reading_request(
+    lm: FrozenLM, prompt: Prompt, virtual: Tensor, ids: Sequence[int], then: Sequence[int] = ()
+) -> tuple[str, dict[str, Any]]:
+    """URL and body of a request for log-probabilities of some tokens; the model's name is the caller's.
+
+    Parameters
+    ----------
+    virtual : Tensor (N, T, H)
+        Of N personas; the answer has a choice for each, in this order.
+    ids : sequence of int
+        Tokens whose log-probabilities are wanted; each is named by `token_name` in the choice's ``top_logprobs``.
+    then : sequence of int
+        Tokens that follow the prompt, before the place that is read.
+    """
+    prompts = [encode(rows) for rows in embedded(lm, Prompt(prompt.before, (*prompt.after, *then)), virtual)]
+    body = {**_NOTHING_ELSE, "max_tokens": 1, "temperature": 0.0, "logprobs": 1, "logprob_token_ids": list(ids)}
+    # Tokens may be written alike, their numbers are not
+    return "/v1/completions", {**body, "return_tokens_as_token_ids": True, "prompt_embeds": prompts}
+
+
+def token_name(token: int) -> str:
+    """What vLLM calls a token in the answer to `reading_request`."""
+    return f"token_id:{token}"
+
+
+def reply_request(
+    lm: FrozenLM,
+    prompt: Prompt,
+    virtual: Tensor | None,
+    max_tokens: int,
+    messages: Sequence[Message] | None = None,
+    placement: str | None = None,
+) -> tuple[str, dict[str, Any]]:
+    """URL and body of a request for a greedy continuation; the model's name is the caller's.
+
+    Parameters
+    ----------
+    virtual : Tensor (T, H), optional
+    messages : list of messages, optional
+        The chat that the prompt is made of, with the placement of its virtual tokens: it is sent as a chat where the
+        server's template makes the same tokens of it, which is shorter.
+    """
+    body = {**_NOTHING_ELSE, "max_tokens": max_tokens, "temperature": 0.0, "stop_token_ids": sorted(lm.stop_ids)}
+    if messages is not None and virtual is not None:
+        chat = _chat(lm, messages, prompt, placement, virtual)
+        if chat is not None:
+            return "/v1/chat/completions", {**body, **chat}
+    (rows,) = embedded(lm, prompt, None if virtual is None else virtual[None])
+    return "/v1/completions", {**body, "prompt_embeds": encode(rows)}
+
+
+@torch.no_grad()
+def embedded(lm: FrozenLM, prompt: Prompt, virtual: Tensor | None) -> list[Tensor]:
+    """The whole prompt as the LM reads it, (n, H) each, for N sets of virtual tokens (N, T, H); one without."""
+    before, after = lm.embed(prompt.before), lm.embed(prompt.after)
+    sets = [before[:0]] if virtual is None else virtual.to(lm.device, lm.dtype)
+    return [torch.cat([before, own, after]) for own in sets]
 
 
 def encode(rows: Tensor) -> str:
@@ -142,12 +198,12 @@ def encode(rows: Tensor) -> str:
             "a row that is not finite is never written: a server that gets it fails the requests of others"
         )
     buffer = io.BytesIO()
-    torch.save(rows.clone(), buffer)  # a view would be saved with everything that it is a view of
+    torch.save(rows.detach().cpu().clone(), buffer)  # a view would be saved with everything that it is a view of
     return base64.b64encode(buffer.getvalue()).decode("ascii")
 
 
 def _chat(
-    lm: FrozenLM, messages: Sequence[Message], prompt: Prompt, placement: str, virtual: Tensor
+    lm: FrozenLM, messages: Sequence[Message], prompt: Prompt, placement: str | None, virtual: Tensor
 ) -> dict[str, Any] | None:
     """The chat as vLLM is to get it, or None where its template would write another sequence of tokens."""
     if placement == "system" and messages[0]["role"] != "system":
@@ -163,7 +219,7 @@ def _chat(
 
     if _server_tokens(lm, with_slot(_SLOT), how) != (prompt.before, prompt.after):
         return None
-    return {"messages": with_slot([{"type": "prompt_embeds", "data": encode(virtual)}]), **how}
+    return {"messages": with_slot([{"type": "prompt_embeds", "data": encode(virtual.to(lm.dtype))}]), **how}
 
 
 def _server_tokens(
@@ -171,8 +227,7 @@ def _server_tokens(
 ) -> tuple[tuple[int, ...], tuple[int, ...]] | None:
     """The tokens before and after the slot as the server will make them, where special tokens count in user text, too;
     None if the template refuses the chat."""
-    tokenizer = copy.deepcopy(lm.tokenizer)
-    tokenizer.add_special_tokens({"additional_special_tokens": [_SLOT]})
+    tokenizer = _with_slot(lm.tokenizer)
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, **how)
     except Exception:  # a template may refuse in its own way
@@ -180,3 +235,10 @@ def _server_tokens(
     ids = tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
     slot = tokenizer.convert_tokens_to_ids(_SLOT)
     return (ids[: ids.index(slot)], ids[ids.index(slot) + 1 :]) if ids.count(slot) == 1 else None
+
+
+@lru_cache(maxsize=2)  # a copy takes longer than a chat
+def _with_slot(tokenizer: PreTrainedTokenizerBase) -> PreTrainedTokenizerBase:
+    tokenizer = copy.deepcopy(tokenizer)
+    tokenizer.add_special_tokens({"additional_special_tokens": [_SLOT]})
+    return tokenizer
