@@ -20,6 +20,7 @@ from personae.cli.fit import fit, questions
 from personae.cli.models import models
 from personae.cli.report import report
 from personae.cli.serve import serve
+from personae.cli.simulate import simulate
 from personae.cli.steer import steer
 
 
@@ -51,6 +52,7 @@ for _command in (
     steer,
     ask,
     chat,
+    simulate,
     converse,
     evaluate,
     report,

@@ -40,12 +40,7 @@ def each_shard(engine: Engine, work: Callable[..., Any], shards: Iterable[int], 
         return
     if engine != "ray":
         raise ValueError(f'there is no engine "{engine}"; the engines are local and ray')
-    try:
-        import ray
-    except ImportError:
-        raise ImportError("the engine ray needs Ray: pip install 'personae[scale]'") from None
-    if not ray.is_initialized():
-        ray.init(include_dashboard=False, log_to_driver=False)
+    ray = connect()
     task = ray.remote(num_cpus=1, max_retries=5)(_on_one_core)
     sent = [ray.put(value) for value in shared]
     waiting: deque[Any] = deque()
@@ -56,6 +51,17 @@ def each_shard(engine: Engine, work: Callable[..., Any], shards: Iterable[int], 
             yield ray.get(waiting.popleft())
     while waiting:
         yield ray.get(waiting.popleft())
+
+
+def connect() -> Any:
+    """Ray, connected to the cluster that `each_shard` describes."""
+    try:
+        import ray
+    except ImportError:
+        raise ImportError("the engine ray needs Ray: pip install 'personae[scale]'") from None
+    if not ray.is_initialized():
+        ray.init(include_dashboard=False, log_to_driver=False)
+    return ray
 
 
 def _on_one_core(work: Callable[..., Any], shard: int, *shared: Any) -> Any:

@@ -216,7 +216,7 @@ class PersonaPrompt(Steerer):
         for start in range(0, len(order), _QUESTIONS):
             columns = order[start : start + _QUESTIONS]
             asked = [questions[j] for j in columns]
-            prepared = prepare(self.lm_, [put(self.lm_, q.text, q.options, self.placement_) for q in asked])
+            prepared = self._prepared([put(self.lm_, q.text, q.options, self.placement_) for q in asked])
             options = [q.options for q in asked]
             sharp = torch.tensor([self.sharpness_of(q) for q in asked]).to(vectors.device)
             longest = max(len(p.after) for p in prepared.prompts) + self.n_tokens_[read]
@@ -229,6 +229,14 @@ class PersonaPrompt(Steerer):
                 logits = option_logits(self.lm_, prepared, virtual, options, read)
                 p = torch.softmax(logits * sharp[:, None, None] if read == "letters" else logits, -1)
                 yield rows, columns, p.transpose(0, 1).cpu().numpy()
+
+    def _prepared(self, prompts: list[Prompt]) -> Prepared:
+        """What was asked last stays computed: many people come in blocks."""
+        lm, last = getattr(self, "_last", (None, None))
+        if last is None or lm is not self.lm_ or last.prompts != prompts:
+            last = prepare(self.lm_, prompts)
+            self._last = self.lm_, last
+        return last
 
     def sharpness_of(self, question: Question) -> float:
         """What the logits of a question's letters are multiplied with: 1 for one that was trained on."""
