@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from personae.data.dialogues import Dialogues, Example
-from personae.evaluation.conversation import Examples
+from personae.evaluation.conversation import Examples, anchors
 
 PARTS = ("test", "choices")
 _LEAST = 2  # dialogues of a part: somebody else's persona and replies have to come from somewhere
@@ -142,7 +142,9 @@ def make_talk_plan(
         strangers,
         settings,
     )
-    return whole.sample(contexts or len(examples), swapped, replies)
+    plan = whole.sample(contexts or len(examples), swapped, replies)
+    anchors(compared([examples[i] for i in plan.spoken]))  # raises now, not after hours
+    return plan
 
 
 def passes(examples: Sequence[Example], dialogues: int) -> Iterator[slice]:

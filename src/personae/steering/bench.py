@@ -199,8 +199,9 @@ def _plain(lm: FrozenLM, job: _Job, virtual: Tensor, padded: int) -> Tensor:
         labels = torch.full((len(rows), longest), -100, device=lm.device)
         for label, row, reply in zip(labels, rows, replies, strict=True):
             label[len(row) - len(reply) - 1 : len(row) - 1] = torch.tensor(reply, device=lm.device)
-        each = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels, reduction="none")  # (B, S)
-        found.append(each.sum(1) / (labels >= 0).sum(1))
+        # Rows of their own: along another dimension than the last, float32 sums over a vocabulary lose a digit.
+        each = torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), reduction="none")
+        found.append(each.view(labels.shape).sum(1) / (labels >= 0).sum(1))
     return torch.stack(found, 1)
 
 

@@ -97,6 +97,11 @@ def test_strangers_are_other_people(plan):
         assert stranger.reply == example.reply
 
 
+def test_too_few_dialogues_for_the_anchors_are_said_before_anything_is_trained(dialogues):
+    with pytest.raises(ValueError, match="more than half the turns are of one dialogue"):
+        make_talk_plan(dialogues, Dialogues([talk(100), Dialogue("x", (Turn("a", "hi"),), {"a": ("y",)})]))
+
+
 def test_who_spoke_last_is_the_partner():
     said = (Turn("b", "hi"), Turn("a", "ho"))
     dialogues = Dialogues([Dialogue(str(i), (*said, Turn("a", "and"), Turn("b", "so")), {"a": ("x",)}) for i in "12"])
@@ -215,7 +220,7 @@ def test_a_budget_picks_the_sample_once_and_says_so(dialogues, lm, tmp_path, mon
     said: list[str] = []
     found = converse(plan, tmp_path, ["raw LM"], lm=lm, budget=1e-5, say=said.append, **SMALL)
     assert any("minutes" in text and "%" in text for text in said)
-    assert (found["sizes"]["contexts"], found["sizes"]["replies"]) == (8, 2)  # four dialogues, the least
+    assert (found["sizes"]["contexts"], found["sizes"]["replies"]) == (8, 10)  # four dialogues and a batch, the least
     again = converse(plan, tmp_path, ["raw LM"], lm=lm, budget=1000, **SMALL)
     assert again["sizes"] == found["sizes"]
 
