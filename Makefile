@@ -4,16 +4,19 @@ VENV ?= .venv
 BIN = $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint types docs clean
+.PHONY: help demo test test-vllm lint types docs clean
 
 help: ## these lines
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "make %-6s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-9s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/installed ## environment, install, language model and the main job on a real survey (minutes)
 	$(BIN)/personae demo
 
 test: $(VENV)/installed-dev ## environment, install and all tests
 	$(BIN)/python -m pytest
+
+test-vllm: $(VENV)/installed-dev ## tests on a real vLLM; PERSONAE_VLLM_PYTHON is the Python that has it
+	$(BIN)/python -m pytest -m vllm src/personae/serving/tests
 
 lint: $(VENV)/installed-dev ## style
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +32,17 @@ if TYPE_CHECKING:
     help="Where personas made here are kept, e.g. postgresql://user@host/database; "
     "BUNDLE-personas.sqlite beside the bundle by default.",
 )
+@click.option(
+    "--backend",
+    type=click.Choice(["local", "vllm"]),
+    default="local",
+    show_default=True,
+    help="Who runs the language model: this process, or a vLLM server at --url.",
+)
+@click.option(
+    "--url", metavar="URL", help="Of vLLM, e.g. http://localhost:8001; its API key is taken from VLLM_API_KEY."
+)
+@click.option("--model", metavar="NAME", help="The language model's name there, where it serves several.")
 @click.option("--rate", metavar="N/TIME", default="600/minute", show_default=True, help="Requests of one key.")
 @click.option(
     "--max-concurrent",
@@ -64,6 +76,9 @@ def serve(
     keys: Path | None,
     new_key: str | None,
     store: str | None,
+    backend: str,
+    url: str | None,
+    model: str | None,
     rate: str,
     max_concurrent: int,
     deadline: float,
@@ -80,12 +95,17 @@ def serve(
     personae serve sample-bundle
     personae serve --keys keys.json --new-key ann
     personae serve sample-bundle --keys keys.json --host 0.0.0.0
+    personae serve sample-bundle --backend vllm --url http://localhost:8001
     """
     if new_key is not None:
         _new_key(keys, new_key, as_json)
         return
     if folder is None:
         raise click.UsageError("give a BUNDLE", click.get_current_context())
+    if (backend == "vllm") != (url is not None) or (model is not None and url is None):
+        raise click.UsageError(
+            "--backend vllm needs --url, and --url and --model need --backend vllm", click.get_current_context()
+        )
     bundle = open_bundle(folder)
     try:
         import uvicorn
@@ -99,11 +119,11 @@ def serve(
         ) from error
     rules = _rules(host, keys, rate, origins)
     listening = _listen(host, port)
-    url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
-    backend = _backend(bundle, max_concurrent)
+    here = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
+    speaker = _backend(bundle, max_concurrent, url, model)
     url_of_store = store or f"sqlite:///{bundle.folder.with_name(f'{bundle.folder.name}-personas.sqlite')}"
     with doing("drawing the map"):
-        app = create_app(bundle, PersonaStore(url_of_store, model_of(bundle)), backend, rules, deadline, grace)
+        app = create_app(bundle, PersonaStore(url_of_store, model_of(bundle)), speaker, rules, deadline, grace)
     _log_to_stderr()
     server = uvicorn.Server(
         uvicorn.Config(
@@ -114,7 +134,7 @@ def serve(
             server_header=False,
         )
     )
-    _say(url, bundle, keys is not None, as_json)
+    _say(here, bundle, keys is not None, as_json)
     server.run(sockets=[listening])
 
 
@@ -166,16 +186,28 @@ def _listen(host: str, port: int) -> socket.socket:
     return listening
 
 
-def _backend(bundle: Bundle, max_concurrent: int) -> Backend | None:
+def _backend(bundle: Bundle, max_concurrent: int, url: str | None, model: str | None) -> Backend | None:
+    if "steerer" not in bundle and url is not None:
+        raise click.ClickException("this bundle has nobody who speaks on vLLM; train them with: personae steer BUNDLE")
     if "steerer" not in bundle:
         click.echo(
             "no language model in this bundle; the opinion model answers (add one with: personae steer)", err=True
         )
         return None
-    from personae.serving.local import LocalBackend
-
     with doing("loading the language model"):
-        return LocalBackend(bundle.steerer, max_concurrent)
+        steerer = bundle.steerer
+    if url is None:
+        from personae.serving.local import LocalBackend
+
+        return LocalBackend(steerer, max_concurrent)
+    from personae.serving.backend import Unavailable
+    from personae.serving.vllm import VllmBackend
+
+    with doing(f"trying vLLM at {url}"):
+        try:
+            return VllmBackend(steerer, url, os.environ.get("VLLM_API_KEY"), model, max_concurrent)
+        except Unavailable as error:
+            raise click.ClickException(str(error)) from error
 
 
 def _say(url: str, bundle: Bundle, with_keys: bool, as_json: bool) -> None:
