@@ -69,6 +69,19 @@ class VllmBackend:
     -----
     Greedy replies and probabilities are those of `LocalBackend` as far as two programs round alike: in float32 they do,
     in bfloat16 a reply may turn another way. Drawn replies repeat with their seed, but are other draws than local ones.
+
+    Examples
+    --------
+    Nobody listens there:
+
+    >>> from personae import OpinionModel, PersonaPrompt, load_sample
+    >>> from personae.lm.tiny import tiny_lm
+    >>> survey = load_sample()
+    >>> people = OpinionModel(n_components=4).fit(survey)
+    >>> steerer = PersonaPrompt(tiny_lm(), "paper", "late", steps=2).fit(survey, people, progress=False)
+    >>> VllmBackend(steerer, "http://localhost:1")
+    Traceback (most recent call last):
+    personae.serving.backend.Unavailable: vLLM cannot be reached at http://localhost:1 (...); is it running? ...
     """
 
     name = "vllm"
@@ -90,7 +103,7 @@ class VllmBackend:
             raise ValueError(NO_PREFIX)
         self._client = VllmClient(url, api_key, silence)
         served = check_vllm(self._client, self._steerer, model)
-        self._model, self._limit = served.model, served.limit
+        self.url, self._model, self._limit = self._client.url, served.model, served.limit
         self._starts = Starts(steerer, served.limit)
         self._thread = ThreadPoolExecutor(1, "personae-lm")  # the LM's only one
         self._newcomers: deque[tuple[Asked, Future[Start]]] = deque()

@@ -69,7 +69,7 @@ def _model(client: VllmClient, lm: FrozenLM, model: str | None) -> Served:
         raise Unavailable(f"what answers at {client.url} is no vLLM server: it has no /v1/models")
     known = {card["id"]: card.get("max_model_len") for card in cards}
     name = model or (lm.name if lm.name in known else next(iter(known)) if len(known) == 1 else None)
-    if name not in known:
+    if name is None or name not in known:
         wanted = f'does not serve "{model}"' if model else f"serves several models, and none is called {lm.name}"
         raise ValueError(f"vLLM at {client.url} {wanted}; say which with --model: {', '.join(known)}")
     return Served(name, known[name])

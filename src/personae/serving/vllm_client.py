@@ -27,6 +27,11 @@ class VllmClient:
     api_key : str, optional
     silence : float
         Seconds without a word after which the server is given up.
+
+    Examples
+    --------
+    >>> VllmClient("http://localhost:8000/v1/").url
+    'http://localhost:8000'
     """
 
     def __init__(self, url: str, api_key: str | None = None, silence: float = 60.0) -> None:

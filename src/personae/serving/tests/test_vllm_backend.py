@@ -28,6 +28,7 @@ from personae.lm.tiny import tiny_lm
 from personae.serving.backend import Busy, Sampling, Unavailable
 from personae.serving.local import LocalBackend
 from personae.serving.vllm import VllmBackend
+from personae.serving.vllm_steerer import VllmSteerer
 from personae.steering.text import TextPrompt
 
 CHAT = [{"role": "user", "content": "Roads?"}]
@@ -134,8 +135,7 @@ class FakeVllm:
 
     def read_chat(self, body: dict[str, Any]) -> tuple[list[int], torch.Tensor, list[int]]:
         """The tokens before and after the slot, which is in one of the messages, and what is in it."""
-        tokenizer = copy.deepcopy(self.lm.tokenizer)
-        tokenizer.chat_template = self.template or tokenizer.chat_template
+        tokenizer = self.lm.tokenizer
         rows, turns = [], []
         for message in body["messages"]:
             content = message["content"]
@@ -144,7 +144,9 @@ class FakeVllm:
                 content = "\n".join(part.get("text", SLOT) for part in content)
             turns.append({"role": message["role"], "content": content})
         ways = {name: body[name] for name in ("add_generation_prompt", "continue_final_message")}
-        before, after = tokenizer.apply_chat_template(turns, tokenize=False, **ways).split(SLOT)
+        before, after = tokenizer.apply_chat_template(turns, tokenize=False, chat_template=self.template, **ways).split(
+            SLOT
+        )
         ids = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in (before, after)]
         return ids[0], rows[0], ids[1]
 
@@ -591,3 +593,20 @@ def test_the_end_waits_for_what_ends_in_time(train, listen, fake, people):
 
     url = listen(fake)
     assert through(lambda: VllmBackend(train(), url), work) == "length"
+
+
+# the library -----------------------------------------------------------------------------------------------------
+def test_a_steerer_of_the_library_answers_and_talks_there(train, listen, fake, survey, people):
+    steerer, who = train(), [people[name] for name in people.respondent_ids_[:3]]
+    with VllmSteerer(steerer, listen(fake)) as remote:
+        found = remote.answer(NEW.text, NEW.options, who)
+        np.testing.assert_allclose(found, steerer.answer(NEW.text, NEW.options, who), atol=1e-5)
+        p = remote.predict_proba(who, survey.questions[:18], "text")
+        np.testing.assert_allclose(p, steerer.predict_proba(who, survey.questions[:18], "text"), atol=1e-5)
+        assert remote.chat("Roads?", who[0], max_new_tokens=9) == steerer.chat("Roads?", who[0], max_new_tokens=9)
+        told = ["".join(row) for row in zip(*remote.stream(LONGER, who, 9), strict=True)]
+        assert told == ["".join(row) for row in zip(*steerer.stream(LONGER, who, 9), strict=True)]
+        with pytest.raises(ValueError, match="max_tokens must be at least 1"):
+            remote.chat("Roads?", who[0], max_new_tokens=0)
+    with pytest.raises(RuntimeError):  # it is closed
+        remote.chat("Roads?", who[0])
