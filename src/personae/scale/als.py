@@ -54,6 +54,8 @@ def fit_store(
     sample : int
         About so many answers, of random people, are held in memory: dimension, strength and confidence are chosen on
         them. The read-outs are fitted to them and, for questions that are rare among them, to as many answers again.
+        Memory grows with it: 2 million answers of 16 dimensions take about 900 MB in all. 2,000 answers a question cost
+        0.1 % of the held-out NLL of all answers (``docs/results``).
     max_sweeps : int
         Fewer sweeps than convergence takes leave the model less accurate.
     progress
