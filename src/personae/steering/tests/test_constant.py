@@ -113,10 +113,10 @@ def test_interrupted_and_resumed_is_the_same_network(lm, mixed, people, tmp_path
     file = tmp_path / "training.safetensors"
     losses = AnswersAndTalk.losses
 
-    def interrupted(task, step):
+    def interrupted(task, step, *more):
         if step == 4:
             raise KeyboardInterrupt
-        return losses(task, step)
+        return losses(task, step, *more)
 
     monkeypatch.setattr(AnswersAndTalk, "losses", interrupted)
     with pytest.raises(KeyboardInterrupt):
