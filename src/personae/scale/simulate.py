@@ -12,7 +12,7 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -89,7 +89,7 @@ class Plan:
     threads: int  # the same threads, the same bits
     format: int = _FORMAT
 
-    def everybody(self, bundle: Bundle) -> tuple[Sequence[str], Callable[[str], Persona]]:
+    def everybody(self, bundle: Bundle) -> tuple[Sequence[str], Callable[..., Persona]]:
         """Names, in order, and who that is."""
         if self.people == "cohorts":
             cohorts = {persona.name: persona for persona in bundle.cohorts}
@@ -101,7 +101,7 @@ class Plan:
             if not 1 <= (self.n or 0) <= len(names):
                 raise SimulationError(f"a sample of these {len(names):,} people has from 1 to {len(names):,}; give --n")
             names = names[np.sort(np.argsort(uniform(self.seed, names), kind="stable")[: self.n])]
-        return names, bundle.people.persona
+        return list(names), bundle.people.persona
 
     def shards(self, n_people: int) -> Iterator[Shard]:
         """All of them, people before questions."""
@@ -271,7 +271,7 @@ class Worker:
 
     def write(self, shard: Shard) -> None:
         """Compute a shard and write its file."""
-        questions, names = self.plan.questions[shard.questions], list(self.names[shard.people])
+        questions, names = self.plan.questions[shard.questions], self.names[shard.people]
         p = self.steerer.predict_proba([self.persona(name) for name in names], questions)  # (n, q, K)
         if not np.isfinite(p).all():
             i, j, _ = np.argwhere(~np.isfinite(p))[0]
@@ -284,7 +284,9 @@ class Worker:
             pq.write_table(_table(names, questions, each, self.plan.draw), new)
 
 
-def _table(names: list[str], questions: Sequence[Question], each: Sequence[np.ndarray], draw: int | None) -> pa.Table:
+def _table(
+    names: Sequence[str], questions: Sequence[Question], each: Sequence[np.ndarray], draw: int | None
+) -> pa.Table:
     """Rows by question and then person, of probabilities (n, k) of each question."""
     person = np.tile(np.arange(len(names), dtype=np.int32), len(questions))
     question = np.repeat(np.arange(len(questions), dtype=np.int32), len(names))
@@ -293,7 +295,7 @@ def _table(names: list[str], questions: Sequence[Question], each: Sequence[np.nd
         "question": pa.DictionaryArray.from_arrays(question, pa.array([q.id for q in questions], pa.string())),
     }
     if draw is None:
-        start = np.cumsum([0, *(k for p in each for k in [p.shape[1]] * len(p))], dtype=np.int32)
+        start = np.cumsum([0, *np.repeat([p.shape[1] for p in each], len(names))], dtype=np.int32)
         values = pa.array(np.concatenate([p.ravel() for p in each]))
         return pa.table({**columns, "probabilities": pa.ListArray.from_arrays(start, values)})
     said = [q.options[k] for q, p in zip(questions, each, strict=True) for k in drawn(p, uniform(draw, names, q.id))]
@@ -313,19 +315,22 @@ def drawn(p: np.ndarray, u: np.ndarray) -> np.ndarray:
 
 
 # engines: each computes the shards and says which are done -------------------------------------------------------
-def _local(bundle: Bundle, folder: Path, shards: Sequence[Shard]) -> Iterator[Shard]:
+def _local(bundle: Bundle, folder: Path, shards: Sequence[Shard]) -> Generator[Shard, None, None]:
+    if not shards:
+        return  # and no language model is loaded
     before = torch.get_num_threads()
     try:
-        worker = Worker(bundle, folder) if shards else None
+        worker = Worker(bundle, folder)
         for shard in shards:
-            assert worker is not None
             worker.write(shard)
             yield shard
     finally:
         torch.set_num_threads(before)
 
 
-def _ray(bundle: Bundle, folder: Path, shards: Sequence[Shard], workers: int | None, threads: int) -> Iterator[Shard]:
+def _ray(
+    bundle: Bundle, folder: Path, shards: Sequence[Shard], workers: int | None, threads: int
+) -> Generator[Shard, None, None]:
     if not shards:
         return
     ray = connect()
