@@ -94,11 +94,11 @@ def simulate(
     begin = time.perf_counter()
     columns = TextColumn("answers"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn()
     with Progress(*columns, console=Console(stderr=True)) as bar:
-        task = bar.add_task("", total=None)
+        task = bar.add_task("", total=None, visible=False)
         try:
             found = simulate(
                 bundle, asked, out, who, n, seed, draw, engine, workers, threads, people_per_shard,
-                progress=lambda done, pairs: bar.update(task, completed=done, total=pairs),
+                progress=lambda done, pairs: bar.update(task, completed=done, total=pairs, visible=True),
             )  # fmt: skip
         except KeyboardInterrupt:
             bar.console.print("what is written stays: the same command goes on")
