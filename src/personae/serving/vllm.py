@@ -6,12 +6,13 @@ People, personas and virtual tokens stay in this process; the server gets embedd
 from __future__ import annotations
 
 import asyncio
+import copy
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import aclosing, asynccontextmanager, contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 import numpy as np
@@ -31,6 +32,7 @@ from personae.serving.starts import Asked, Starts, check_length
 from personae.serving.vllm_check import check_vllm
 from personae.serving.vllm_client import VllmClient
 from personae.steering.base import Steerer, check_read
+from personae.steering.persona_prompt import PersonaPrompt
 
 T = TypeVar("T")
 _QUESTIONS = 16  # of one block of answers
@@ -105,7 +107,9 @@ class VllmBackend:
         served = check_vllm(self._client, self._steerer, model)
         self.url, self._model, self._limit = self._client.url, served.model, served.limit
         self._starts = Starts(steerer, served.limit)
-        self._thread = ThreadPoolExecutor(1, "personae-lm")  # the LM's only one
+        self._thread = ThreadPoolExecutor(1, "personae-lm")  # the only one of the LM, and of its tokenizer
+        self._decoder = copy.copy(self._lm)  # of the event loop, since a tokenizer is of one thread alone
+        self._decoder.tokenizer = copy.deepcopy(self._lm.tokenizer)
         self._newcomers: deque[tuple[Asked, Future[Start]]] = deque()
         self._slots = asyncio.Semaphore(max_concurrent)
         self._max_concurrent, self._max_waiting, self._max_jobs = max_concurrent, max_waiting, max_jobs
@@ -167,7 +171,7 @@ class VllmBackend:
     # replies ---------------------------------------------------------------------------------------------------
     async def _reply(self, asked: Asked, sampling: Sampling, one_line: bool) -> AsyncGenerator[Piece, None]:
         sampling.check()
-        saying = Saying(self._lm, sampling, one_line)
+        saying = Saying(self._decoder, sampling, one_line)
         began = time.monotonic()
         with self._counted("replies", self._max_waiting + self._max_concurrent):
             async with self._slot():
@@ -188,7 +192,6 @@ class VllmBackend:
         start = await self._start(asked)
         saying.prompt_tokens = start.n_tokens
         check_length(self._lm, start.n_tokens, sampling.max_tokens, self._limit)
-
         assert not isinstance(start.virtual, list)  # as of every placement but ``prefix``
         virtual, placement = start.virtual, self._steerer.placement_
         path, body = await self._in_thread(
@@ -225,35 +228,23 @@ class VllmBackend:
     # answers ---------------------------------------------------------------------------------------------------
     async def _answer(self, personas: Sequence[Persona], question: Question, read: str, turns: _Turns) -> np.ndarray:
         """Probabilities (P, K) of a question's options."""
-        lm, steerer = self._lm, self._steerer
-        if read == "letters":
-            texts, sharpness = [[i] for i in letter_ids(lm, len(question.options))], steerer.sharpness_of(question)
-        else:
-            texts, sharpness = [answer_ids(lm, option) for option in question.options], 1.0
-        if not all(texts):
-            raise ValueError("a text without tokens has no probability")
-        follow: dict[tuple[int, ...], list[int]] = {}  # from the beginnings of texts to the tokens that go on
-        for text in texts:
-            for n, token in enumerate(text):
-                ids = follow.setdefault(tuple(text[:n]), [])
-                ids += [] if token in ids else [token]
-        log_p = {(begun, token): np.zeros(len(personas)) for begun, ids in follow.items() for token in ids}
-
         async with turns.questions:
-            rows = await self._soon(self._in_thread(lambda: steerer.question_rows(question, personas, read)))
-            (prompt, *_), virtual = rows.prompts, rows.virtual
-            assert isinstance(virtual, Tensor)  # (P, T, H), as of every placement but ``prefix``
+            asked = await self._soon(self._in_thread(lambda: _Reading.of(self._steerer, question, personas, read)))
+            log_p = {place: np.zeros(len(personas)) for text in asked.texts for place in _places(text)}
+            follow: dict[tuple[int, ...], list[int]] = {}  # from the beginnings of texts to the tokens that go on
+            for begun, token in log_p:
+                follow.setdefault(begun, []).append(token)
 
             async def ask(start: int, begun: tuple[int, ...]) -> None:
                 some = slice(start, start + _PROMPTS)
                 async with turns.requests, self._slot():
-                    found = await self._log_probs(prompt, virtual[some], begun, follow[begun])
+                    found = await self._log_probs(asked.prompt, asked.virtual[some], begun, follow[begun])
                 for token, column in zip(follow[begun], found.T, strict=True):
                     log_p[begun, token][some] = column
 
             await _all(ask(start, begun) for start in range(0, len(personas), _PROMPTS) for begun in follow)
-        means = [np.mean([log_p[tuple(text[:n]), token] for n, token in enumerate(text)], 0) for text in texts]
-        return softmax(sharpness * np.stack(means, 1), axis=1)
+        means = [np.mean([log_p[place] for place in _places(text)], axis=0) for text in asked.texts]
+        return softmax(asked.sharpness * np.stack(means, 1), axis=1)
 
     async def _log_probs(self, prompt: Prompt, virtual: Tensor, begun: Sequence[int], ids: Sequence[int]) -> np.ndarray:
         """Log-probabilities (N, len(ids)) of tokens after a prompt with virtual tokens (N, T, H) and some tokens."""
@@ -322,6 +313,40 @@ class VllmBackend:
             yield
         finally:
             self._now[what] -= 1
+
+
+@dataclass(frozen=True)
+class _Reading:
+    """A question as it is asked, and the texts whose tokens' mean log-probabilities are its options' logits.
+
+    Parameters
+    ----------
+    virtual : Tensor (P, T, H)
+    sharpness : float
+        What the logits are multiplied with.
+    """
+
+    prompt: Prompt
+    virtual: Tensor
+    texts: list[list[int]]
+    sharpness: float
+
+    @classmethod
+    def of(cls, steerer: PersonaPrompt, question: Question, personas: Sequence[Persona], read: str) -> _Reading:
+        rows, lm = steerer.question_rows(question, personas, read), steerer.lm_
+        assert isinstance(rows.virtual, Tensor)  # as of every placement but ``prefix``
+        if read == "letters":
+            letters = [[token] for token in letter_ids(lm, len(question.options))]
+            return cls(rows.prompts[0], rows.virtual, letters, steerer.sharpness_of(question))
+        texts = [answer_ids(lm, option) for option in question.options]
+        if not all(texts):
+            raise ValueError("a text without tokens has no probability")
+        return cls(rows.prompts[0], rows.virtual, texts, 1.0)
+
+
+def _places(text: Sequence[int]) -> list[tuple[tuple[int, ...], int]]:
+    """Each token of a text after those before it."""
+    return [(tuple(text[:n]), token) for n, token in enumerate(text)]
 
 
 class _Turns:

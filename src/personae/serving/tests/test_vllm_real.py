@@ -91,10 +91,10 @@ def lm() -> FrozenLM:
     return FrozenLM.load(NAME, dtype="float32")
 
 
-@pytest.fixture(scope="module", params=["contextual late", "paper system", "paper before"])
+@pytest.fixture(scope="module", params=["late", "system", "before"])
 def steerer(request, lm, survey, people) -> PersonaPrompt:
-    recipe, placement = request.param.split()
-    new = PersonaPrompt(lm, recipe=recipe, placement=placement, n_tokens=2, steps=2)
+    """Of the recipe that is trained fastest: how virtual tokens are made is not vLLM's business."""
+    new = PersonaPrompt(lm, recipe="paper", placement=request.param, n_tokens=2, steps=2)
     return new.fit(survey, people, progress=False)
 
 
@@ -138,9 +138,9 @@ def test_same_tokens_same_text(steerer, url, people, monkeypatch):
     assert len({text for text, *_ in ours}) > 2
 
 
-@pytest.mark.parametrize("read", ["letters", "text"])
-def test_same_option_probabilities(steerer, url, survey, people, read):
-    who = [people[name] for name in people.respondent_ids_[:18]]
+@pytest.mark.parametrize(("read", "n"), [("letters", 18), ("text", 3)])  # a text is a prompt a token
+def test_same_option_probabilities(steerer, url, survey, people, read, n):
+    who = [people[name] for name in people.respondent_ids_[:n]]
     questions = [*survey.questions[:2], NEW]
 
     async def work(backend):
@@ -149,7 +149,7 @@ def test_same_option_probabilities(steerer, url, survey, people, read):
 
     ours, theirs = both(steerer, url, work)
     asked = ours > 0
-    assert asked.sum() == 18 * sum(len(q.options) for q in questions)
+    assert asked.sum() == n * sum(len(q.options) for q in questions)
     np.testing.assert_allclose(np.log(theirs[asked]), np.log(ours[asked]), atol=1e-3)
 
 
