@@ -60,7 +60,8 @@ class VllmBackend:
     max_waiting, max_jobs : int
         Replies that may wait, and calls of `answers` that may be under way; beyond them there is `Busy`.
     silence : float
-        Seconds without a word of the server after which a request is given up.
+        Seconds without a word of the server after which a request is given up. Answers to sixteen prompts come at once,
+        so a slow server is silent for long.
 
     Raises
     ------
@@ -97,7 +98,7 @@ class VllmBackend:
         max_concurrent: int = 64,
         max_waiting: int = 256,
         max_jobs: int = 16,
-        silence: float = 60.0,
+        silence: float = 300.0,
     ) -> None:
         self._steerer = check_method(steerer)
         self._lm = steerer.lm_

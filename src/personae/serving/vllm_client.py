@@ -34,7 +34,7 @@ class VllmClient:
     'http://localhost:8000'
     """
 
-    def __init__(self, url: str, api_key: str | None = None, silence: float = 60.0) -> None:
+    def __init__(self, url: str, api_key: str | None = None, silence: float = 300.0) -> None:
         self.url = url.rstrip("/").removesuffix("/v1")
         if not self.url.startswith(("http://", "https://")):
             raise ValueError(f'"{url}" is no address of a server; give one like http://localhost:8000')
