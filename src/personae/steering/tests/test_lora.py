@@ -243,10 +243,10 @@ def test_interrupted_and_resumed_is_the_same(lm, survey, voters, tmp_path, monke
     file = tmp_path / "training.safetensors"
     losses = DescribedAnswers.losses
 
-    def interrupted(task, step):
+    def interrupted(task, step, batch):
         if step == 4:
             raise KeyboardInterrupt
-        return losses(task, step)
+        return losses(task, step, batch)
 
     monkeypatch.setattr(DescribedAnswers, "losses", interrupted)
     with pytest.raises(KeyboardInterrupt):
@@ -338,7 +338,8 @@ def test_without_peft_a_sentence_says_how_to_get_it(lm, mixed, people, monkeypat
 
 def test_is_an_estimator_that_registers_itself():
     steerer = LoRA("some-lm", rank=4)
-    assert steerer.get_params() == {"lm": "some-lm", "describe": None, "rank": 4, "steps": 400, "random_state": 0}
+    chosen = {"lm": "some-lm", "describe": None, "rank": 4, "steps": 400, "batches": 1, "random_state": 0}
+    assert steerer.get_params() == chosen
     assert REGISTRY["lora"] is LoRA
 
 
