@@ -19,7 +19,8 @@ export function openCard() {
 export async function showCard(id) {
   shown = id;
   const panel = byId("panel-card");
-  panel.replaceChildren(heading(id, "", colourOf(id) ?? GREY), waiting("Looking them up …"));
+  const head = heading(id, "", colourOf(id) ?? GREY);
+  panel.replaceChildren(head, waiting("Looking them up …"));
   try {
     const parts = world.cohorts.has(id) ? ofCohort(world.cohorts.get(id)) : await ofPersona(id);
     if (shown !== id) return; // somebody else was picked meanwhile
@@ -27,7 +28,7 @@ export async function showCard(id) {
     showActions();
     speak(`Card of ${nameOf(id)}`);
   } catch (error) {
-    if (shown === id) panel.replaceChildren(problem(error, () => showCard(id)));
+    if (shown === id) panel.replaceChildren(head, problem(error, () => showCard(id)));
   }
 }
 
