@@ -68,11 +68,12 @@ def telling_answers(cohorts: Cohorts, cohort: int, n: int = _TELLING) -> pd.Data
     Returns
     -------
     DataFrame, at most n rows
-        question, option, count, n, share, low, high, population_share; no suppressed cell.
+        question, option, count, n, share, low, high, population_share; no suppressed cell, and none beside which
+        everybody's share is hidden.
     """
     telling, answers = cohorts.profiles_.telling, cohorts.profiles_.answers
     order = telling.question[(telling.cohort == cohort) & ~telling.suppressed]
-    cells = answers[(answers.cohort == cohort) & ~answers.suppressed]
+    cells = answers[(answers.cohort == cohort) & ~answers.suppressed & answers.population_share.notna()]
     gain = (cells.share - cells.population_share).groupby(cells.question).idxmax()
     best = cells.loc[gain[[q for q in order if q in gain.index][:n]]]
     return best.drop(columns=["cohort", "suppressed"]).reset_index(drop=True)
@@ -165,9 +166,13 @@ def mean_differences(cohorts: Cohorts) -> pd.DataFrame:
     Notes
     -----
     It is computed from what a profile shows: where fewer than ten of a cohort chose an option, the options so hidden
-    share what is left of its answers as they share everybody's.
+    share what is left of its answers as they share everybody's; options of which everybody's share is hidden are taken
+    to be equally frequent.
     """
     cells = cohorts.profiles_.answers
+    unknown = cells.population_share.isna().groupby([cells.question, cells.cohort]).transform("sum")
+    known = cells.groupby(["question", "cohort"]).population_share.transform("sum")
+    cells = cells.assign(population_share=cells.population_share.fillna((1 - known) / unknown.where(unknown > 0)))
     shown = cells.groupby(["question", "cohort"], sort=False)
     position = shown.cumcount() / (shown.share.transform("size") - 1)
     hidden = cells.population_share.where(cells.share.isna())

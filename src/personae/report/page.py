@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jinja2
+import numpy as np
 import pandas as pd
 from markupsafe import Markup
 
@@ -25,6 +27,7 @@ from personae.people.figures import (
     telling_answers,
 )
 from personae.people.map import plot_map
+from personae.people.suppression import hidden_cells, protected
 from personae.report.figures import plot_training
 from personae.report.tables import Table, about_evaluation, between, evaluation_tables, percent, read_evaluation
 
@@ -90,7 +93,7 @@ def report(bundle: Bundle, evaluation: Path | None = None) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("personae.report", ""), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    cohorts = bundle.cohorts if "cohorts" in bundle else None
+    cohorts = _shown(bundle.cohorts) if "cohorts" in bundle else None
     questions = bundle.people.questions_
     steerer = _about_steerer(bundle)
     history = steerer.get("history") or []
@@ -115,6 +118,17 @@ def report(bundle: Bundle, evaluation: Path | None = None) -> str:
         provenance=_provenance(bundle, steerer),
         script=Markup(get_plotlyjs()),
     )
+
+
+def _shown(cohorts: Cohorts) -> Cohorts:
+    """The same cohorts without what tells a small cell, or the size of a small cohort, by subtraction."""
+    cohorts = copy.copy(cohorts)
+    cohorts.profiles_ = protected(cohorts.profiles_, cohorts.minimum)
+    sizes = cohorts.summary_.people.to_numpy(dtype=float)[None]  # (1, k)
+    hide = hidden_cells(sizes, cohorts.minimum, sizes.sum(1))[0]
+    cohorts.summary_ = cohorts.summary_.astype({"people": float})
+    cohorts.summary_.loc[hide, ["people", "share"]] = np.nan
+    return cohorts
 
 
 def _plain(figure: Figure) -> Markup:
@@ -157,7 +171,6 @@ def _maps(bundle: Bundle, cohorts: Cohorts | None) -> list[tuple[str, Markup]]:
 def _card(cohorts: Cohorts, c: int, questions: Sequence[Question]) -> Card:
     row = cohorts.summary_.iloc[c]
     asked = {q.id: q for q in questions}
-    small = row.people < cohorts.minimum
     answers, traits = telling_answers(cohorts, c), standing_out(cohorts, c)
     headers = ["", ">here", ">95 %", ">everybody", ">people"]
     words = [f"{asked[q].title or asked[q].text}: {o}" for q, o in zip(answers.question, answers.option, strict=True)]
@@ -166,7 +179,7 @@ def _card(cohorts: Cohorts, c: int, questions: Sequence[Question]) -> Card:
     hidden = sum(int(table.suppressed[table.cohort == c].sum()) for table in (profiles.traits, profiles.answers))
     return Card(
         row.cohort,
-        f"fewer than {cohorts.minimum} people" if small else f"{row.people:,} people, {percent(row.share)}",
+        "too few people to say how many" if np.isnan(row.people) else f"{row.people:,.0f} people, {percent(row.share)}",
         row.label,
         _plain(plot_profile(cohorts, c, questions)) if len(answers) + len(traits) else None,
         Table("telling answers", headers, _cells(words, answers)),

@@ -21,7 +21,7 @@ def survey() -> Survey:
     """Two camps of sixty people, eight questions; five people stand alone with a trait, and texts try to be code."""
     rng = np.random.default_rng(0)
     camp = np.repeat([1, -1], 60)
-    said = (rng.random((120, 8)) < 1 / (1 + np.exp(-2 * camp[:, None] * np.tile([1, -1], 4)))).astype(int)
+    said = (rng.random((120, 8)) < 1 / (1 + np.exp(-1.3 * camp[:, None] * np.tile([1, -1], 4)))).astype(int)
     person, question = np.nonzero(rng.random(said.shape) < 0.9)
     questions = [Question(f"q{j}", f"Thing {j}? {EVIL}", ("no", "<b>yes</b>"), f"thing {j}") for j in range(8)]
     side = np.where(camp > 0, "left", "right").astype(object)

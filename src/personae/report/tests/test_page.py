@@ -5,11 +5,14 @@ import re
 import subprocess
 import sys
 
+import numpy as np
+import pandas as pd
 import pytest
 
+from personae import OpinionModel, load_sample
 from personae.bundle import Bundle, BundleError
 from personae.people.cohorts import Cohorts
-from personae.report.page import report, write_report
+from personae.report.page import _shown, report, write_report
 from personae.report.tables import evaluation_tables, read_evaluation
 
 EVIL = "<script>alert(1)</script>"  # in a question's text
@@ -112,14 +115,54 @@ def test_no_respondent_and_no_small_group_is_named(page):
 
 def test_a_card_says_what_the_profile_says(page, cohorts):
     card = page.split("<h3>cohort-0</h3>")[1].split("<h3>")[0]
-    answers = cohorts.profiles_.answers
-    top = cohorts.profiles_.telling.query("cohort == 0 and not suppressed").question.iloc[0]
-    cells = answers[(answers.cohort == 0) & (answers.question == top) & ~answers.suppressed]
+    answers = _shown(cohorts).profiles_.answers
+    answers = answers[(answers.cohort == 0) & ~answers.suppressed]
+    telling = cohorts.profiles_.telling.query("cohort == 0 and not suppressed").question
+    cells = answers[answers.question == telling[telling.isin(answers.question)].iloc[0]]
     cell = cells.loc[(cells.share - cells.population_share).idxmax()]
     first = card.split("telling answers</h4>")[1].split("<tbody>")[1].split("</tr>")[0]
     assert f"{100 * cell.share:.0f}%" in first
     assert f"{cell['count']:.0f} of {cell.n:.0f}" in first
     assert f"{cohorts.summary_.people[0]:,} people" in card
+
+
+# what would follow from what is shown ----------------------------------------------------------------------------
+def test_what_a_card_shows_gives_no_small_cell_away():
+    """A reader's subtraction: the counts of a question or trait in a card leave out nobody, or ten people and more."""
+    survey = load_sample()
+    fitted = Cohorts(k=6).fit(OpinionModel(n_components=3).fit(survey), survey)
+    shown = _shown(fitted)
+    gaps = {}
+    for name, cohorts in (("as fitted", fitted), ("as shown", shown)):
+        answers = cohorts.profiles_.answers
+        traits = cohorts.profiles_.traits.rename(columns={"trait": "question"})
+        cells = pd.concat([answers, traits]).groupby(["question", "cohort"])
+        hidden = (cells.n.first() - cells["count"].sum())[cells["count"].count() > 0]
+        gaps[name] = ((hidden > 0) & (hidden < 10)).sum()
+    assert gaps["as fitted"] > 0  # so that the next line can fail
+    assert gaps["as shown"] == 0
+
+
+def test_the_report_shows_protected_profiles(bundle):
+    """Of the trait with five hermits, neither side's count is shown where the hermits would follow from it."""
+    fitted = bundle.cohorts.profiles_.traits
+    given_away = fitted[(fitted.trait == "side") & ~fitted.suppressed.astype(bool)]
+    hermits = fitted[fitted.value == "hermit"].set_index("cohort")
+    page = without_plotly(report(bundle))
+    for cell in given_away.itertuples():
+        alone = (given_away.cohort == cell.cohort).sum() == 1
+        if alone and cell.n > cell.count and hermits.suppressed[cell.cohort]:
+            assert f"{cell.count:.0f} of {cell.n:.0f}</td>" not in page.split(f"<h3>cohort-{cell.cohort}</h3>")[1]
+    assert "would tell them by subtraction" in page
+
+
+def test_the_size_of_a_small_cohort_does_not_follow_from_the_others(people, survey, tmp_path):
+    cohorts = Cohorts(k=2).fit(people, survey)
+    cohorts.labels_ = np.where(np.arange(120) < 4, 1, 0)
+    cohorts._summarise()
+    html = without_plotly(report(Bundle.write(tmp_path / "b", people, cohorts)))
+    assert "116 people" not in html
+    assert html.count("too few people to say how many") == 2
 
 
 # what is not there -----------------------------------------------------------------------------------------------
@@ -145,7 +188,7 @@ def test_given_k_has_no_curves_and_small_cohorts_no_size(people, survey, tmp_pat
     assert small < 61
     html = without_plotly(report(Bundle.write(tmp_path / "b", people, cohorts)))
     assert "k = 2 was given" in html
-    assert "fewer than 61 people" in html
+    assert "too few people to say how many" in html
     assert f"{small} people" not in html
     assert "does not say what was skipped" in html
 
