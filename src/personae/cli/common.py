@@ -99,12 +99,18 @@ def _forget_output() -> None:
 
 
 # input -----------------------------------------------------------------------------------------------------------
+def hub_name(folder: Path) -> str | None:
+    """``owner/name`` of a bundle that is on the hub, None of a folder."""
+    name = str(folder).removeprefix(_HUB)
+    return None if name == str(folder) else name
+
+
 def open_bundle(folder: Path, to_write: bool = False) -> Bundle:
     """A folder, or ``hf:owner/name`` of the hub, which is opened in the hub's cache: nothing is written there."""
     from personae.bundle import Bundle
 
-    name = str(folder).removeprefix(_HUB)
-    if name == str(folder):
+    name = hub_name(folder)
+    if name is None:
         return Bundle.open(folder)
     if to_write:
         raise click.ClickException(f"{folder} is on the hub; get a folder first: hf download {name} --local-dir FOLDER")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from personae.cli.common import BundlePath, command, doing, open_bundle, print_json
+from personae.cli.common import BundlePath, command, doing, hub_name, open_bundle, print_json
 
 if TYPE_CHECKING:
     from personae.bundle import Bundle
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     "--store",
     metavar="URL",
     help="Where personas made here are kept, e.g. postgresql://user@host/database; "
-    "BUNDLE-personas.sqlite beside the bundle by default.",
+    "BUNDLE-personas.sqlite beside the bundle by default, in your data folder for one of the hub.",
 )
 @click.option(
     "--backend",
@@ -121,7 +121,7 @@ def serve(
     listening = _listen(host, port)
     here = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
     speaker = _backend(bundle, max_concurrent, url, model)
-    url_of_store = store or f"sqlite:///{bundle.folder.with_name(f'{bundle.folder.name}-personas.sqlite')}"
+    url_of_store = store or f"sqlite:///{_store_of(folder, bundle)}"
     with doing("drawing the map"):
         app = create_app(bundle, PersonaStore(url_of_store, model_of(bundle)), speaker, rules, deadline, grace)
     _log_to_stderr()
@@ -149,6 +149,16 @@ def _new_key(keys: Path | None, name: str, as_json: bool) -> None:
     else:
         click.echo(key)
         click.echo(f"{keys} holds its hash; the key itself is shown only here", err=True)
+
+
+def _store_of(folder: Path, bundle: Bundle) -> Path:
+    """A file beside the bundle; of one of the hub in the user's data folder, as a cache may be emptied at any time."""
+    from platformdirs import user_data_path
+
+    name = hub_name(folder)
+    if name is None:
+        return bundle.folder.with_name(f"{bundle.folder.name}-personas.sqlite")
+    return user_data_path("personae", ensure_exists=True) / f"{name.replace('/', '--')}-personas.sqlite"
 
 
 def _rules(host: str, keys: Path | None, rate: str, origins: tuple[str, ...]) -> Rules:

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -104,6 +105,20 @@ def test_a_key_is_shown_once(run, tmp_path):
     assert (other["name"], other["key"].startswith("pk-")) == ("bob", True)
     assert key not in file.read_text()
     assert set(json.loads(file.read_text())["keys"]) == {"ann", "bob"}
+
+
+def test_personas_are_kept_beside_a_bundle_but_not_in_the_hubs_cache(run, fitted, tmp_path, monkeypatch):
+    cached, data = tmp_path / "cache" / "town", tmp_path / "data"
+    shutil.copytree(fitted, cached)
+    monkeypatch.setattr("personae.export.hub.snapshot_download", lambda name, **how: str(cached))
+    monkeypatch.setattr("platformdirs.user_data_path", lambda app, ensure_exists: data / app)
+    monkeypatch.setattr("uvicorn.Server.run", lambda server, sockets: None)
+    (data / "personae").mkdir(parents=True)
+    run("serve", "hf:ann/town", "--port", 0)
+    assert [file.name for file in cached.parent.iterdir()] == ["town"]
+    assert [file.name for file in (data / "personae").iterdir()] == ["ann--town-personas.sqlite"]
+    run("serve", cached, "--port", 0)
+    assert (cached.parent / "town-personas.sqlite").exists()
 
 
 # the process -----------------------------------------------------------------------------------------------------
