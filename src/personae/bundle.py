@@ -24,10 +24,11 @@ if TYPE_CHECKING:
     from personae.people.cohorts import Cohorts
     from personae.people.opinion_model import OpinionModel
     from personae.people.persona import Persona
+    from personae.scale.everybody import Everybody
 
 KIND = "personae bundle"
 SCHEMA = 1
-PARTS = ("people", "cohorts", "steerer")
+PARTS = ("people", "everybody", "cohorts", "steerer")
 _MANIFEST = "manifest.json"
 _TERM = re.compile(r"\s*(\d*\.?\d+)\s*\*\s*(.+?)\s*", re.DOTALL)  # 0.7*cohort-0
 _BETWEEN_TERMS = re.compile(r"\+(?=\s*\d*\.?\d+\s*\*)")  # a plus before a weight: trait values may hold others
@@ -101,6 +102,13 @@ class Bundle:
         return OpinionModel.load(self._part("people"))
 
     @cached_property
+    def everybody(self) -> Everybody:
+        """All people, where they are too many for the opinion model to hold more than a random sample of them."""
+        from personae.scale.everybody import Everybody
+
+        return Everybody(self._part("everybody"), self.people)
+
+    @cached_property
     def cohorts(self) -> Cohorts:
         """The cohorts."""
         from personae.people.cohorts import Cohorts
@@ -128,6 +136,8 @@ class Bundle:
         if part not in self:
             if "people" not in self:
                 raise BundleError(f"the bundle {self.folder} was trained on dialogues and has no {part}")
+            if part == "everybody":
+                raise BundleError(f"the opinion model of the bundle {self.folder} holds all people: see people")
             made = "steer" if part == "steerer" else "fit"
             raise BundleError(f"the bundle {self.folder} has no {part}; make them with: personae {made}")
         if _read_manifest(self.folder) != self.manifest:
@@ -176,8 +186,9 @@ class Bundle:
 
         if "cohorts" in self and (mine := next((p for p in self.cohorts if p.name == name), None)) is not None:
             return mine
-        if name in self.people.respondent_ids_:
-            return self.people[name]
+        everybody = self.everybody if "everybody" in self else self.people.respondent_ids_
+        if name in everybody:
+            return self.everybody[name] if "everybody" in self else self.people[name]
         if not name.startswith("trait:"):
             return None
         trait, equals, value = name.removeprefix("trait:").partition("=")
@@ -204,6 +215,7 @@ class Bundle:
         account: Account | None = None,
         source: Mapping[str, Any] | None = None,
         dialogues: Dialogues | None = None,
+        everybody: Everybody | None = None,
     ) -> Bundle:
         """Write a new bundle; an existing one is replaced as a whole.
 
@@ -218,6 +230,8 @@ class Bundle:
             The arguments of `read_survey` or `read_dialogues`, so that the data can be found again.
         dialogues : Dialogues, optional
             What a steerer was trained on where there are no people.
+        everybody : Everybody, optional
+            All people, where ``people`` holds a sample of them (`personae.scale.als.fit_store`).
 
         Raises
         ------
@@ -226,7 +240,7 @@ class Bundle:
         """
         about: dict[str, Any] = {"source": dict(source or {}), "account": _without_places(account)}
         if people is not None:
-            sizes = {"respondents": len(people), "questions": len(people.questions_)}
+            sizes = {"respondents": len(everybody or people), "questions": len(people.questions_)}
             about = {"fingerprint": people.fingerprint_, **sizes, **about}
         elif dialogues is not None and steerer is not None:
             sizes = {"dialogues": len(dialogues), "turns": sum(dialogues.speakers.values())}
@@ -236,6 +250,8 @@ class Bundle:
         fitted = {"people": people, "cohorts": cohorts}
         seeds = {part: model.random_state for part, model in fitted.items() if model is not None}
         writers = {part: model.save for part, model in {**fitted, "steerer": steerer}.items() if model is not None}
+        if everybody is not None:
+            writers["everybody"] = _linker(everybody.folder)
         return cls._write(Path(folder), writers, {"seeds": seeds, "data": about, "steerer": None}, steerer)
 
     def push_to_hub(self, repo_id: str, **how: Any) -> str:
@@ -246,11 +262,7 @@ class Bundle:
 
     def with_steerer(self, steerer: Any) -> Bundle:
         """Write this bundle again with another steerer, in place; the other parts are linked, not written."""
-
-        def linker(part: str) -> Callable[[Path], object]:
-            return lambda target: shutil.copytree(self._part(part), target, copy_function=_link, dirs_exist_ok=True)
-
-        writers = {part: linker(part) for part in ("people", "cohorts") if part in self}
+        writers = {part: _linker(self._part(part)) for part in PARTS if part in self and part != "steerer"}
         return self._write(self.folder, {**writers, "steerer": steerer.save}, self.manifest, steerer)
 
     @classmethod
@@ -401,6 +413,11 @@ def _place(folder: Path) -> Path:
 
 def _beside(folder: Path, what: str) -> Path:
     return folder.with_name(f".{folder.name}.{what}")
+
+
+def _linker(folder: Path) -> Callable[[Path], object]:
+    """Writes a part that is a folder already."""
+    return lambda target: shutil.copytree(folder, target, copy_function=_link, dirs_exist_ok=True)
 
 
 def _link(source: str, target: str) -> None:

@@ -137,7 +137,11 @@ def reading_options(function: Callable[..., object]) -> Callable[..., object]:
 def read(path: str, **options: Any) -> tuple[Survey, dict[str, Any]]:
     """A survey, and the arguments with which it can be read again from anywhere."""
     from personae.data.read import read_survey
+    from personae.scale.store import AnswerStore
 
+    sample = options.pop("sample", None)
+    if AnswerStore.is_at(path):
+        return _read_store(path, sample, options)
     if isinstance(options.get("traits"), str):
         options["traits"] = [name.strip() for name in options["traits"].split(",")]
     files = {"path": path, **{name: options.pop(name, None) for name in ("questions", "respondents")}}
@@ -147,6 +151,26 @@ def read(path: str, **options: Any) -> tuple[Survey, dict[str, Any]]:
     }
     with doing(f"reading {path}"):
         return read_survey(**source, **options), {**source, **options}
+
+
+def refuse_options(path: str, **options: Any) -> None:
+    """An answer store has questions of its own and no traits."""
+    if given := next((name for name, value in options.items() if value is not None), None):
+        raise click.UsageError(f"--{given} does not go with the answer store {path}; leave it out")
+
+
+def _read_store(path: str, sample: int | None, options: dict[str, Any]) -> tuple[Survey, dict[str, Any]]:
+    """The people of an answer store whom the opinion model of `fit_store` holds."""
+    from personae.scale.als import SAMPLE, sampled
+    from personae.scale.store import AnswerStore
+
+    refuse_options(path, **options)
+    store, sample = AnswerStore.open(path), sample or SAMPLE
+    with doing(f"reading {path}"):
+        survey = sampled(store, sample)
+    if survey.n_respondents < store.n_people:
+        click.echo(f"{survey.n_respondents:,} random people of {store!r}", err=True)
+    return survey, {"path": str(Path(path).resolve()), "sample": sample}
 
 
 # output ----------------------------------------------------------------------------------------------------------

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import shlex
+import tempfile
+import time
+from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -17,15 +20,17 @@ from personae.cli.common import (
     print_table,
     read,
     reading_options,
+    refuse_options,
     table,
 )
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from personae.data.survey import Survey
+    from personae.data.account import Account
     from personae.people.cohorts import Cohorts
     from personae.people.opinion_model import OpinionModel
+    from personae.scale.store import AnswerStore
 
 RECOGNISED = {
     "sample": "the embedded sample",
@@ -51,37 +56,124 @@ RECOGNISED = {
     show_default=True,
     help="Same seed, same result.",
 )
-def fit(path: str, out: Path | None, k: str, topic: str | None, seed: int, as_json: bool, **options: Any) -> None:
+@click.option(
+    "--engine", type=click.Choice(["local", "ray"]), help="Of an answer store: this process (the default), or Ray."
+)
+@click.option(
+    "--sample",
+    metavar="ANSWERS",
+    type=click.IntRange(1),
+    help="Of an answer store: how many are held in memory, 2 million by default.",
+)
+def fit(
+    path: str,
+    out: Path | None,
+    k: str,
+    topic: str | None,
+    seed: int,
+    engine: Literal["local", "ray"] | None,
+    sample: int | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
     """Learn people and cohorts from the survey at PATH and write a bundle.
 
     PATH is a wide or long table (CSV, Parquet), an SPSS or Stata file, a folder with responses.csv, a Polis export, an
     OpinionQA wave, or the word sample for the embedded one. No language model is needed yet.
 
+    PATH may also be an answer store (personae store), whose answers need not fit in memory. The bundle then has
+    everybody by name for ask and simulate; cohorts, figures and a later personae steer are of random people with
+    --sample answers. A store has no traits.
+
     \b
     personae fit sample
     personae fit responses.csv --questions questions.csv --respondents people.csv
+    personae fit answer-store --engine ray
     """
     from personae.bundle import Bundle
+    from personae.scale.store import AnswerStore
 
     if k != "auto" and not k.isdecimal():
         raise click.BadParameter(f'"{k}" is neither a number nor auto', param_hint="--cohorts")
     out = out or Path(_stem(path) + "-bundle")
     _keep_what_took_long(out)
+    if AnswerStore.is_at(path):
+        refuse_options(path, **options)
+        from personae.scale.als import SAMPLE
+
+        _fit_store(AnswerStore.open(path), out, k, topic, seed, engine or "local", sample or SAMPLE, as_json)
+        return
+    if engine or sample:
+        raise click.UsageError("--engine and --sample are for answer stores; make one with: personae store ANSWERS")
     survey, source = read(path, **options)
 
-    from personae.people.cohorts import Cohorts
     from personae.people.opinion_model import OpinionModel
 
     with doing("fitting the opinion model"):
         people = OpinionModel(random_state=seed).fit(survey)
-    with doing("forming cohorts"):
-        cohorts = Cohorts("auto" if k == "auto" else int(k), topic=topic, random_state=seed).fit(people, survey)
+    cohorts = _cohorts(people, k, topic, seed)
     with doing("writing the bundle"):
         Bundle.write(out, people, cohorts, account=survey.account, source=source)
+    sizes = {"respondents": survey.n_respondents, "questions": survey.n_questions, "answers": survey.n_answers}
     if as_json:
-        print_json(_summary(survey, people, cohorts, out))
-    else:
-        _print(survey, people, cohorts, out)
+        print_json(_summary(survey.account, sizes, people, cohorts, out))
+        return
+    recognised = RECOGNISED.get(survey.account.format, survey.account.format)
+    click.echo(f"recognised as {recognised}: {survey!r}, {survey.traits.shape[1]} traits")
+    _print(survey.account, people, cohorts, out)
+
+
+def _fit_store(
+    store: AnswerStore,
+    out: Path,
+    k: str,
+    topic: str | None,
+    seed: int,
+    engine: Literal["local", "ray"],
+    sample: int,
+    as_json: bool,
+) -> None:
+    """Out of core: everybody's vectors, and an opinion model and cohorts of a random sample."""
+    from personae.bundle import Bundle
+    from personae.data.account import Account
+    from personae.scale.als import fit_store
+    from personae.scale.everybody import Everybody
+
+    click.echo(f"{store!r}, out of core", err=True)
+    begin, sweeps = time.perf_counter(), count(1)
+
+    def progress(stage: str, value: float) -> None:
+        what = f"sweep {next(sweeps)}, noise {value:.4f}" if stage == "sweep" else f"vectors of {value:,} shards"
+        click.echo(f"{time.perf_counter() - begin:,.0f} s: {what}", err=True)
+
+    out.resolve().parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f".{out.name}-", dir=out.resolve().parent) as work:
+        vectors = Path(work) / "vectors"
+        people = fit_store(store, vectors, "auto", seed, engine, sample, progress=progress)
+        cohorts = _cohorts(people, k, topic, seed)
+        account = Account.from_dict(store.account)
+        everybody = None if len(people) == store.n_people else Everybody(vectors, people)
+        with doing("writing the bundle"):
+            source = {"path": str(store.folder.resolve()), "sample": sample}
+            Bundle.write(out, people, cohorts, account=account, source=source, everybody=everybody)
+    sizes = {"respondents": store.n_people, "questions": len(store.questions), "answers": store.n_answers}
+    if as_json:
+        print_json(_summary(account, sizes, people, cohorts, out))
+        return
+    click.echo(f"recognised as an answer store: {store!r}")
+    _print(account, people, cohorts, out)
+    if everybody is not None:
+        click.echo(
+            f"\nask and simulate know all {store.n_people:,} people by name; cohorts, figures and steer are of "
+            f"{len(people):,} random ones"
+        )
+
+
+def _cohorts(people: OpinionModel, k: str, topic: str | None, seed: int) -> Cohorts:
+    from personae.people.cohorts import Cohorts
+
+    with doing("forming cohorts"):
+        return Cohorts("auto" if k == "auto" else int(k), topic=topic, random_state=seed).fit(people)
 
 
 def _stem(path: str) -> str:
@@ -99,17 +191,17 @@ def _keep_what_took_long(out: Path) -> None:
         )
 
 
-def _summary(survey: Survey, people: OpinionModel, cohorts: Cohorts, out: Path) -> dict[str, Any]:
+def _summary(
+    account: Account, sizes: dict[str, int], people: OpinionModel, cohorts: Cohorts, out: Path
+) -> dict[str, Any]:
     curves = cohorts.curves_
     return {
         "bundle": out,
         "survey": {
-            **survey.account.as_dict(),
-            "respondents": survey.n_respondents,
-            "questions": survey.n_questions,
-            "answers": survey.n_answers,
-            "traits": list(survey.traits.columns),
-            "fingerprint": survey.fingerprint,
+            **account.as_dict(),
+            **sizes,
+            "traits": list(people.traits_.columns),
+            "fingerprint": people.fingerprint_,
         },
         "opinion_model": {
             "n_components": people.n_components_,
@@ -121,10 +213,8 @@ def _summary(survey: Survey, people: OpinionModel, cohorts: Cohorts, out: Path) 
     }
 
 
-def _print(survey: Survey, people: OpinionModel, cohorts: Cohorts, out: Path) -> None:
-    recognised = RECOGNISED.get(survey.account.format, survey.account.format)
-    click.echo(f"recognised as {recognised}: {survey!r}, {survey.traits.shape[1]} traits")
-    click.echo(survey.account)
+def _print(account: Account, people: OpinionModel, cohorts: Cohorts, out: Path) -> None:
+    click.echo(account)
     nll = min((v["nll"] for v in people.validation_ if "nll" in v), default=None)
     held_out = "" if nll is None else f", NLL {nll:.3f} on a held-out tenth of the answers"
     click.echo(f"opinion model: {people.n_components_} dimensions{held_out}")

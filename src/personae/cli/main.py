@@ -22,6 +22,7 @@ from personae.cli.report import report
 from personae.cli.serve import serve
 from personae.cli.simulate import simulate
 from personae.cli.steer import steer
+from personae.cli.store import store
 
 
 @click.group(cls=Group, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
@@ -48,6 +49,7 @@ for _command in (
     demo,
     fit,
     questions,
+    store,
     cohorts,
     steer,
     ask,

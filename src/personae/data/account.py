@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 
 class SurveyError(ValueError):
@@ -65,6 +67,11 @@ class Account:
             "format": self.format,
             "notes": [{"reason": n.reason, "count": n.count, "examples": n.examples} for n in self.notes],
         }
+
+    @classmethod
+    def from_dict(cls, plain: Mapping[str, Any]) -> Account:
+        """What `as_dict` gave."""
+        return cls(plain["source"], plain["format"], [Note(**note) for note in plain["notes"]])
 
     def __str__(self) -> str:
         lines = [f"{self.source} ({self.format})"]

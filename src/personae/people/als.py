@@ -24,6 +24,7 @@ THREADS = min(8, os.cpu_count() or 1)  # cores of a half-step; who gives each pr
 _CHUNK_CELLS = 16_000_000  # float32 cells of the widest temporary of one chunk (64 MB)
 _CHUNK_ROWS = 256  # small enough to keep every core busy on a small survey
 _DENSE_FROM = 0.1  # from this density on, a dense matrix product beats a sparse one
+_MOST_COVARIANCES = 50_000_000  # at most so many numbers are saved (200 MB); beyond, only the variances
 
 
 def pack(matrices: np.ndarray) -> np.ndarray:
@@ -38,6 +39,20 @@ def unpack(triangles: np.ndarray, size: int) -> np.ndarray:
     rows, columns = np.triu_indices(size)
     place[rows, columns] = place[columns, rows] = np.arange(len(rows))
     return triangles[..., place]
+
+
+def condense(covariance: np.ndarray, people: int) -> np.ndarray:
+    """What files hold of covariances (n, D, D): upper triangles, or of very many people the variances (n, D) alone."""
+    size = covariance.shape[-1]
+    whole = people * size * (size + 1) // 2 <= _MOST_COVARIANCES
+    return pack(covariance) if whole else covariance.diagonal(axis1=1, axis2=2)
+
+
+def expand(saved: np.ndarray, size: int) -> np.ndarray:
+    """Covariances (n, D, D) of what `condense` left."""
+    if saved.shape[1] > size:
+        return unpack(saved, size)
+    return saved[:, :, None] * np.eye(size, dtype=np.float32)
 
 
 @dataclass

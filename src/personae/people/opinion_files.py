@@ -11,13 +11,12 @@ import pandas as pd
 from safetensors.numpy import load_file, save_file
 
 from personae.data.survey import Question
-from personae.people.als import Factorization, Side, chunks, pack
+from personae.people.als import Factorization, Side, chunks, condense
 from personae.people.answers import Scale
 from personae.people.opinion_model import OpinionModel
 from personae.people.readout import Readout
 
 _FORMAT = 1
-_MOST_COVARIANCES = 50_000_000  # at most so many numbers (200 MB); beyond, only the variances are saved
 _FILES = ("opinion_model.json", "opinion_model.safetensors", "respondents.parquet", "questions.parquet")
 
 
@@ -77,15 +76,11 @@ def load(folder: Path) -> OpinionModel:
 
 def _tensors(model: OpinionModel) -> dict[str, np.ndarray]:
     D = model.vectors_.shape[1]
-    whole = len(model) * D * (D + 1) // 2 <= _MOST_COVARIANCES
-    covariance = np.empty((len(model), D * (D + 1) // 2 if whole else D), np.float32)
-    for rows in chunks(len(model), 8 * D * D):
-        part = model.covariance(rows)
-        covariance[rows] = pack(part) if whole else part.diagonal(axis1=1, axis2=2)
+    covariance = [condense(model.covariance(rows), len(model)) for rows in chunks(len(model), 8 * D * D)]
     people, questions = model._model.people, model._model.questions
     tensors = {
         "people": people.mean,
-        "covariance": covariance,
+        "covariance": np.concatenate(covariance).astype(np.float32, copy=False),
         "prior": people.prior,
         "typical_covariance": model.typical_covariance_,
         "questions": questions.mean,

@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from personae.data.account import SurveyError
 from personae.data.survey import Survey, look_up
-from personae.people.als import Factorization, Side, by_row, chunks, factorize, unpack
+from personae.people.als import Factorization, Side, by_row, chunks, expand, factorize
 from personae.people.answers import Answers, Scale, collect
 from personae.people.choice import choose, readout_of
 from personae.people.persona import Persona, Personas
@@ -218,9 +218,7 @@ class OpinionModel(BaseEstimator):
         """
         check_is_fitted(self)
         if self.survey_ is None:
-            D = self.vectors_.shape[1]
-            saved = self._covariance[rows]
-            return unpack(saved, D) if saved.shape[1] > D else saved[:, :, None] * np.eye(D, dtype=np.float32)
+            return expand(self._covariance[rows], self.vectors_.shape[1])
         if self._answers is None:
             self._answers = self._scale.answers(self.survey_)
         return self._model.fold_in(self._answers[rows]).covariance()

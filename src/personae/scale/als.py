@@ -18,13 +18,26 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import scipy.sparse as sp
 
-from personae.people.als import Factorization, Side, Sums, alternate, people_step, spectral_start, sums_over, weighted
+from personae.data.survey import Survey
+from personae.people.als import (
+    Factorization,
+    Side,
+    Sums,
+    alternate,
+    condense,
+    people_step,
+    spectral_start,
+    sums_over,
+    weighted,
+)
 from personae.people.answers import Scale
 from personae.people.choice import readout_of
 from personae.people.opinion_model import OpinionModel
 from personae.scale.engine import Engine, each_shard
+from personae.scale.everybody import vectors_file
 from personae.scale.store import AnswerStore, appearing
 
+SAMPLE = 2_000_000  # answers that are held in memory
 _PIECE = 16_384  # people at a time
 
 
@@ -34,7 +47,7 @@ def fit_store(
     n_components: int | Literal["auto"] = "auto",
     random_state: int = 0,
     engine: Engine = "local",
-    sample: int = 2_000_000,
+    sample: int = SAMPLE,
     max_sweeps: int = 30,
     progress: Callable[[str, float], None] = lambda stage, value: None,
 ) -> OpinionModel:
@@ -45,8 +58,8 @@ def fit_store(
     store : AnswerStore
     folder : str or Path
         Must not exist; at the end it holds one Parquet file a shard, ``00000.vectors.parquet``: ``respondent``,
-        ``vector`` (D float32) and ``uncertainty``, the share of the prior variance that is left
-        (`Persona.uncertainty`).
+        ``vector`` (D float32), ``uncertainty``, the share of the prior variance that is left (`Persona.uncertainty`),
+        and ``covariance`` (`personae.people.als.condense`). `Everybody` reads them by name.
     n_components, random_state
         As of `OpinionModel`.
     engine : "local" or "ray"
@@ -59,7 +72,7 @@ def fit_store(
     max_sweeps : int
         Fewer sweeps than convergence takes leave the model less accurate.
     progress
-        Called with ("start", round), ("sweep", mean noise variance) and ("vectors", shards written).
+        Called with ("sweep", mean noise variance) and ("vectors", shards written).
 
     Returns
     -------
@@ -86,7 +99,7 @@ def fit_store(
     >>> people = fit_store(store, folder / "vectors", n_components=2)
     >>> me = people.fold_in({"natenvir": "too little", "natfare": "too little"})
     >>> pq.read_table(folder / "vectors").column_names
-    ['respondent', 'vector', 'uncertainty']
+    ['respondent', 'vector', 'uncertainty', 'covariance']
     """
     with appearing(Path(folder)) as new:
         return _fit(store, new, OpinionModel(n_components, random_state), engine, sample, max_sweeps, progress)
@@ -101,7 +114,7 @@ def _fit(
     max_sweeps: int,
     progress: Callable[[str, float], None],
 ) -> OpinionModel:
-    few = store.survey(sample / store.n_answers)
+    few = sampled(store, sample)
     d = model._choose(few)
 
     scale = Scale.of_counts(store.counts, store.n_options)
@@ -135,6 +148,11 @@ def _fit(
     judged = known(Side(mean, moment, prior, constant=d + 1))
     readout = readout_of(judged, scale, said, model.strength_).tempered(model.confidence_, said)
     return model._learned(few, scale, known(nobody.fold_in(scale.answers(few))), readout, typical)
+
+
+def sampled(store: AnswerStore, answers: int) -> Survey:
+    """All answers of random people, about so many: those whom the opinion model of `fit_store` holds."""
+    return store.survey(answers / store.n_answers)
 
 
 # what runs on one shard ------------------------------------------------------------------------------------------
@@ -175,13 +193,14 @@ def _finish(
     kept, row = store.drawn(shard, share)
     drawn = np.bincount(row[kept], minlength=store.sizes[shard][0]) > 0
     covariance = np.zeros_like(model.people.prior)
-    vectors, variance, mean, moment = [], [], [], []
+    vectors, covariances, variance, mean, moment = [], [], [], [], []
     first = 0
     for answers in pieces(shard, store, scores):
         people = model.fold_in(answers)
         own = people.covariance()
         covariance += own.sum(0, dtype=np.float64)
         vectors.append(people.mean[:, :-1])
+        covariances.append(condense(own, store.n_people))
         variance.append(own.trace(axis1=1, axis2=2))
         rows = np.flatnonzero(drawn[first : first + len(own)])
         mean.append(people.mean[rows])
@@ -190,8 +209,16 @@ def _finish(
     vector, uncertainty = np.concatenate(vectors), np.concatenate(variance) / np.trace(model.people.prior)
     table = {
         "respondent": store.respondents(shard),
-        "vector": pa.FixedSizeListArray.from_arrays(vector.ravel(), vector.shape[1]),
+        "vector": _lists(vector),
         "uncertainty": np.clip(uncertainty, 0, 1).astype(np.float32),
+        "covariance": _lists(np.concatenate(covariances).astype(np.float32, copy=False)),
     }
-    pq.write_table(pa.table(table), folder / f"{shard:05d}.vectors.parquet")
+    # How many shards there are says in which of them somebody is.
+    about = pa.table(table).replace_schema_metadata({"shards": str(len(store.sizes))})
+    pq.write_table(about, vectors_file(folder, shard))
     return _Finished(covariance, np.concatenate(mean), np.concatenate(moment))
+
+
+def _lists(rows: np.ndarray) -> pa.FixedSizeListArray:
+    """(n, m) as a column of lists."""
+    return pa.FixedSizeListArray.from_arrays(rows.ravel(), rows.shape[1])

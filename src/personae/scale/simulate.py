@@ -31,6 +31,7 @@ from personae.scale.store import place
 
 _FORMAT = 1
 _QUESTIONS = 16  # of a shard: as many as a steerer computes in one pass
+_NAMES = 1 << 16  # in memory at a time
 _RESTARTS = 5  # of one Ray worker, before the run ends
 _OTHER = {"bundle": "of another bundle", "questions": "with other questions", "people": "of other people"}
 
@@ -89,19 +90,25 @@ class Plan:
     threads: int  # the same threads, the same bits
     format: int = _FORMAT
 
-    def everybody(self, bundle: Bundle) -> tuple[Sequence[str], Callable[..., Persona]]:
-        """Names, in order, and who that is."""
+    def everybody(self, bundle: Bundle) -> tuple[int, Callable[[Any], Sequence[str]], Callable[[str], Persona]]:
+        """How many, the names that stand in given rows, and who that is."""
         if self.people == "cohorts":
             cohorts = {persona.name: persona for persona in bundle.cohorts}
-            return list(cohorts), cohorts.__getitem__
+            return len(cohorts), list(cohorts).__getitem__, cohorts.__getitem__
         if not isinstance(self.people, str):
-            return self.people, bundle.persona
-        names = bundle.people.respondent_ids_
-        if self.people == "sample":
-            if not 1 <= (self.n or 0) <= len(names):
-                raise SimulationError(f"a sample of these {len(names):,} people has from 1 to {len(names):,}; give --n")
-            names = names[np.sort(np.argsort(uniform(self.seed, names), kind="stable")[: self.n])]
-        return list(names), bundle.people.persona
+            return len(self.people), self.people.__getitem__, bundle.persona
+        names: Callable[[Any], Sequence[str]]
+        if "everybody" in bundle:
+            n, names, persona = len(bundle.everybody), bundle.everybody.names, bundle.everybody.__getitem__
+        else:
+            n, names, persona = len(bundle.people), bundle.people.respondent_ids_.__getitem__, bundle.people.persona
+        if self.people == "all":
+            return n, names, persona
+        if not 1 <= (self.n or 0) <= n:
+            raise SimulationError(f"a sample of these {n:,} people has from 1 to {n:,}; give --n")
+        place = np.concatenate([uniform(self.seed, names(slice(i, i + _NAMES))) for i in range(0, n, _NAMES)])
+        chosen = list(names(np.sort(np.argsort(place, kind="stable")[: self.n])))
+        return len(chosen), chosen.__getitem__, persona
 
     def shards(self, n_people: int) -> Iterator[Shard]:
         """All of them, people before questions."""
@@ -226,14 +233,14 @@ def simulate(
     if not ids or len(set(ids)) < len(ids):
         raise SimulationError("give at least one question, and each question once")
     plan = Plan(fingerprint(bundle), tuple(questions), who, n, seed, draw, people_per_shard, threads)
-    names, persona = plan.everybody(bundle)
+    n_people, _, persona = plan.everybody(bundle)
     for name in who if isinstance(who, tuple) else ():
         persona(name)  # an unknown name is said now
 
     folder = Path(folder).resolve()
     with _alone(folder):
         plan.write(folder)
-        shards = list(plan.shards(len(names)))
+        shards = list(plan.shards(n_people))
         missing = _missing(folder / "answers", shards)
         pairs, todo = sum(s.pairs for s in shards), sum(s.pairs for s in missing)
         done = pairs - todo
@@ -243,7 +250,7 @@ def simulate(
             for shard in finished:
                 done += shard.pairs
                 progress(done, pairs)
-    return Simulated(folder, len(names), len(questions), len(shards), todo)
+    return Simulated(folder, n_people, len(questions), len(shards), todo)
 
 
 def fingerprint(bundle: Bundle) -> str:
@@ -267,11 +274,11 @@ class Worker:
             raise SimulationError(f"the bundle {self.bundle.folder} was replaced after the simulation began")
         torch.set_num_threads(self.plan.threads)
         self.folder, self.steerer = folder / "answers", self.bundle.steerer
-        self.names, self.persona = self.plan.everybody(self.bundle)
+        _, self.names, self.persona = self.plan.everybody(self.bundle)
 
     def write(self, shard: Shard) -> None:
         """Compute a shard and write its file."""
-        questions, names = self.plan.questions[shard.questions], self.names[shard.people]
+        questions, names = self.plan.questions[shard.questions], list(self.names(shard.people))
         p = self.steerer.predict_proba([self.persona(name) for name in names], questions)  # (n, q, K)
         if not np.isfinite(p).all():
             i, j, _ = np.argwhere(~np.isfinite(p))[0]

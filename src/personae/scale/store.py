@@ -99,11 +99,16 @@ class AnswerStore:
         )
 
     # reading ---------------------------------------------------------------------------------------------------
+    @staticmethod
+    def is_at(folder: str | Path) -> bool:
+        """Whether `write` wrote this folder."""
+        return (Path(folder) / "store.json").is_file()
+
     @classmethod
     def open(cls, folder: str | Path) -> AnswerStore:
         """Open what `write` wrote; raises ``SurveyError`` if there is none, or one of another format."""
         folder = Path(folder)
-        if not (folder / "store.json").is_file():
+        if not cls.is_at(folder):
             raise SurveyError(
                 f"there is no answer store in {folder}: store.json is missing; AnswerStore.write makes one"
             )
@@ -252,6 +257,11 @@ def place(ids: np.ndarray) -> np.ndarray:
     return (_hash(ids) >> np.uint64(11)) / 2.0**53
 
 
+def shard_of(ids: np.ndarray, n_shards: int) -> np.ndarray:
+    """The shard (n,) of people, by their id alone."""
+    return (_hash(ids) % np.uint64(n_shards)).astype(np.int32)
+
+
 def _hash(ids: np.ndarray) -> np.ndarray:
     return pd.util.hash_array(np.asarray(ids, dtype=object), categorize=False)
 
@@ -340,8 +350,7 @@ def _encode(file: Path, name: str, column: pa.Array) -> tuple[np.ndarray, pa.Arr
 
 def _scatter(batch: _Batch, n_shards: int, folder: Path) -> None:
     """Append the rows to the files of their shards; each piece is an Arrow stream of its own."""
-    shard = (_hash(batch.labels.to_numpy(zero_copy_only=False)) % np.uint64(n_shards)).astype(np.int32)
-    shard = shard[batch.respondent]
+    shard = shard_of(batch.labels.to_numpy(zero_copy_only=False), n_shards)[batch.respondent]
     order = np.argsort(shard, kind="stable")
     respondent = batch.labels.take(pa.array(batch.respondent[order]))
     rows = pa.record_batch([respondent, batch.question[order], batch.option[order]], schema=_INCOMING)

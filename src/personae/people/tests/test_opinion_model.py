@@ -297,7 +297,7 @@ def test_save_and_load(people, survey, tmp_path):
 
 
 def test_only_variances_of_a_very_large_survey_are_saved(people, tmp_path, monkeypatch):
-    monkeypatch.setattr("personae.people.opinion_files._MOST_COVARIANCES", 10)
+    monkeypatch.setattr("personae.people.als._MOST_COVARIANCES", 10)
     people.save(tmp_path)
     loaded = OpinionModel.load(tmp_path)
     diagonal = people.covariance().diagonal(axis1=1, axis2=2)
