@@ -15,6 +15,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 
 from personae.bundle import Bundle
+from personae.people.map import coordinates
 
 COLOURS = ["#4c78a8", "#f58518", "#54a24b", "#e45756", "#72b7b2", "#b279a2", "#9d755d", "#bab0ac"]
 
@@ -28,11 +29,15 @@ def draw(bundle: Bundle, target: Path) -> None:
     split = cohorts.profiles_.splitting["question"].iloc[:3].tolist()
     asked = [q for i in split for q in people.questions_ if q.id == i]
 
+    place = coordinates(people, cohorts)
+    towards = [people.questions_[j] for j in place.strongest]
+    words = [f"{question.title or question.id}: {question.options[-1]}" for question in towards]
+
     figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4.4), width_ratios=(1, 1.15))
     for k in range(len(cohorts)):
         mine = cohorts.labels_ == k
-        left.scatter(*people.vectors_[mine, :2].T, s=5, alpha=0.45, color=COLOURS[k % 8], label=f"cohort-{k}", lw=0)
-    left.set(xticks=[], yticks=[], xlabel="opinion direction 1", ylabel="opinion direction 2")
+        left.scatter(*place.points[mine].T, s=5, alpha=0.45, color=COLOURS[k % 8], label=f"cohort-{k}", lw=0)
+    left.set(xticks=[], yticks=[], xlabel=f"{words[0]} →", ylabel=f"{words[1]} →")
     left.set_title(f"{len(people):,} people by what they answered", loc="left", fontsize=11)
     left.legend(frameon=False, markerscale=3, fontsize=8)
     probabilities = bundle.steerer.predict_proba([cohorts[int(k)] for k in pair], asked)

@@ -226,7 +226,7 @@ class Cohorts(BaseModel):
 
 
 class MapPeople(BaseModel):
-    """Columns, one entry a person."""
+    """Columns, one entry a person. No traits: what somebody said of themselves is an answer, too, and not served."""
 
     id: list[str]
     x: list[float]
