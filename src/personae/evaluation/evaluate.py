@@ -26,6 +26,7 @@ from personae.evaluation.plan import Cell, Plan
 from personae.evaluation.pool import combination_weights, combine
 from personae.evaluation.rows import ROWS, Row, rows_of
 from personae.evaluation.table import Run, Scored
+from personae.evaluation.written import as_markdown
 from personae.lm.frozen import FrozenLM
 from personae.people.bench import machine
 
@@ -113,8 +114,8 @@ def evaluate(
     Parameters
     ----------
     out : Path
-        Predictions, trained steerers, ``result.json`` and figures are kept here; the same call goes on where it was
-        interrupted.
+        Predictions, trained steerers, ``result.json``, ``result.md`` and figures are kept here; the same call goes
+        on where it was interrupted.
     rows : sequence of str, optional
         Names of `personae.evaluation.rows.ROWS` or `COMBINED` to run; by default all that are not costly. The tables
         have every row whose predictions are in the folder.
@@ -214,6 +215,7 @@ def evaluate(
     found["free_text"] = _free_text(first, kept.folder, replies, say) if replies and steered else {}
     found["seconds"] = time.monotonic() - started
     result.write_text(json.dumps(found, indent=1, default=float))
+    (kept.folder / "result.md").write_text(as_markdown(found), encoding="utf-8")
     if importlib.util.find_spec("matplotlib") is None:
         say("figures need matplotlib, which is not installed; run: pip install 'personae[eval]'")
     else:

@@ -15,6 +15,7 @@ from personae.evaluation.intervals import Interval
 from personae.evaluation.likeness import BertScore
 from personae.evaluation.prompt_use import mutual_information, prompt_use
 from personae.evaluation.talk_plan import TalkPlan, compared, who
+from personae.evaluation.written import markdown_table
 from personae.lm.encoder import SentenceEncoder
 
 REFERENCES = ("persona as text", "prompt tuning, n tokens", "prompt tuning, K x n tokens")
@@ -242,7 +243,7 @@ def as_markdown(found: dict[str, Any]) -> str:
         f"of n = {identity['n_tokens']} tokens, at most {identity['steps']} steps of eight replies, seed "
         f"{identity['seed']}.",
         "NLL and persona gap in nats a token; F1, BLEU, ROUGE, DIST and shares times 100.",
-        _markdown(headers, lines),
+        markdown_table(headers, lines),
     ]
     for other in REFERENCES:
         cells: dict[str, dict[str, str]] = {}
@@ -254,14 +255,14 @@ def as_markdown(found: dict[str, Any]) -> str:
             shown = [metric for metric in _MAIN if any(metric in of_row for of_row in cells.values())]
             headers = ["row", *(_MAIN[metric][0] for metric in shown)]
             lines = [[name, *(of_row.get(metric, "") for metric in shown)] for name, of_row in cells.items()]
-            parts += [f"## Less {other}, with 95 % intervals over dialogues", _markdown(headers, lines)]
+            parts += [f"## Less {other}, with 95 % intervals over dialogues", markdown_table(headers, lines)]
     if found["prompts"]:
         about = (
             "How often each prompt is used; as many, used alike, would have the same entropy; the entropy of a single "
             "choice; what the person says about the prompt (mutual information beyond chance, and its p). A bank whose "
             "use has collapsed is called one prompt."
         )
-        parts += ["## Use of the prompts", about, _markdown(*use_table(found["prompts"]))]
+        parts += ["## Use of the prompts", about, markdown_table(*use_table(found["prompts"]))]
     return "\n\n".join(parts) + "\n"
 
 
@@ -281,8 +282,3 @@ def use_table(prompts: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         for name, use in prompts.items()
     ]
     return headers, lines
-
-
-def _markdown(headers: list[str], lines: list[list[str]]) -> str:
-    rows = [headers, ["---", *["---:"] * (len(headers) - 1)], *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)

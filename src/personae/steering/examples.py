@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -149,8 +149,16 @@ class AnswersAndTalk:
     def _letters(self, rng: np.random.Generator) -> tuple[Tensor, int]:
         asked = rng.choice(self.usable, min(self.questions_a_step, len(self.usable)), replace=False)
         who = np.stack([rng.choice(self.asked[j], self.people_a_step) for j in asked])  # (C, N)
-        new = rng.random(len(asked)) < _NEW if self.recipe == "contextual" else None
-        return _cross_entropy(self._logits(asked, who, new), self._target(asked, who)), who.size
+        target = self._target(asked, who)
+        if self.recipe != "contextual":
+            return _cross_entropy(self._logits(asked, who), target), who.size
+        # Half of those taken for new are told and answered in reverse: the LM is to say what it is told, not what
+        # questions of this survey are mostly answered with.
+        new = rng.random(len(asked)) < _NEW
+        turned = torch.as_tensor(new & (rng.random(len(asked)) < 0.5))
+        n_options = torch.as_tensor(self.survey.n_options[asked].astype(np.int64))
+        logits = self._logits(asked, who, new, lambda told: reverse(told, n_options, turned))
+        return _cross_entropy(logits, reverse(target, n_options, turned)), who.size
 
     def _texts(self, rng: np.random.Generator) -> tuple[Tensor, int]:
         at, asked, who = self._some_spoken(rng, 2, 8)
@@ -203,15 +211,22 @@ class AnswersAndTalk:
     def _virtual(self, prepared: Prepared, who: np.ndarray, format: str, n_options: list[int] | None) -> Any:
         return self.network(self.vectors[who], prepared.representation, format, n_options)
 
-    def _logits(self, asked: np.ndarray, who: np.ndarray, new: np.ndarray | None = None) -> Tensor:
-        """Logits (C, N, K) of questions (C,) for people (C, N); those flagged ``new`` are taken for new ones."""
+    def _logits(
+        self,
+        asked: np.ndarray,
+        who: np.ndarray,
+        new: np.ndarray | None = None,
+        put: Callable[[Tensor], Tensor] = lambda told: told,
+    ) -> Tensor:
+        """Logits (C, N, K) of questions (C,) for people (C, N); those flagged ``new`` are taken for new ones, and what
+        the LM is told of them goes through ``put``."""
         prepared = self.letters.select(asked.tolist())
         options = [self.survey.questions[j].options for j in asked]
         n, vectors, network = [len(o) for o in options], self.vectors[who], cast(Any, self.network)
         told: dict[str, Tensor] = {}
         if new is not None:
             expected = network.questions.left_out(vectors, torch.as_tensor(asked, device=vectors.device), n)
-            told = {"new": torch.as_tensor(new, device=vectors.device), "expected": expected}
+            told = {"new": torch.as_tensor(new, device=vectors.device), "expected": put(expected)}
         virtual = network(vectors, prepared.representation, "letters", n, **told)
         return option_logits(self.lm, prepared, virtual, options)
 
@@ -239,6 +254,28 @@ def _rows(survey: Survey, people: OpinionModel) -> np.ndarray:
         unknown = survey.respondent_ids[rows < 0][0]
         raise ValueError(f'the opinion model does not know respondent "{unknown}"; fit it on the same survey')
     return rows
+
+
+def reverse(x: Tensor, n_options: Tensor, turned: Tensor) -> Tensor:
+    """Last option first, of the flagged questions.
+
+    Parameters
+    ----------
+    x : Tensor (C, N, K)
+        Of questions, people and options; what is beyond a question's own options stays there.
+    n_options : int Tensor (C,)
+    turned : bool Tensor (C,)
+
+    Examples
+    --------
+    >>> x = torch.tensor([[[5.0, 6.0, 7.0, 0.0]], [[1.0, 2.0, 3.0, 4.0]]])
+    >>> reverse(x, torch.tensor([3, 4]), torch.tensor([True, False])).tolist()
+    [[[7.0, 6.0, 5.0, 0.0]], [[1.0, 2.0, 3.0, 4.0]]]
+    """
+    n_options, turned = n_options.to(x.device)[:, None], turned.to(x.device)[:, None]
+    place = torch.arange(x.shape[-1], device=x.device).expand(len(x), -1)  # (C, K)
+    place = torch.where(turned & (place < n_options), n_options - 1 - place, place)
+    return x.gather(-1, place[:, None].expand_as(x))
 
 
 def _cross_entropy(logits: Tensor, target: Tensor) -> Tensor:

@@ -97,6 +97,17 @@ def test_the_result_is_a_file(found, run):
         assert (run[1] / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
 
 
+def test_the_result_is_a_page(found, run):
+    page = (run[1] / "result.md").read_text()
+    for name, cell in found["tables"].items():
+        section = page.split(f"## {name}: ")[1].split("\n## ")[0]
+        for row in cell:
+            assert f"| {row['row']} | " in section
+            assert f"{row['low']:.1%} to {row['high']:.1%}" in section
+    best = max(found["tables"]["seen"], key=lambda r: r["accuracy"])
+    assert f"| {best['row']} | **{best['accuracy']:.1%}** |" in page
+
+
 def test_finished_rows_are_not_run_again(found, run, monkeypatch):
     def never(*_):
         raise AssertionError("it was run again")
