@@ -153,7 +153,7 @@ class RepliesTask:
             batch = self.batch(self.turns.held_out[start : start + 16])
             each, log_p = reply_nll(self.lm, self.network, batch, self.choice, self.mixture)
             nll, tokens = nll + each.sum().item(), tokens + sum(map(len, batch.replies))
-            chosen.append(log_p)
+            chosen.append(log_p if self.mixture else certain(log_p.argmax(1), log_p.shape[1]))
         return {"nll": nll / tokens, "prompts in use": losses.effective_prompts(torch.cat(chosen)).item()}
 
     # pieces ----------------------------------------------------------------------------------------------------
@@ -223,8 +223,12 @@ def log_choice(network: SelectiveNetwork, batch: Batch, choice: str) -> Tensor:
         return network.choose(batch.h, batch.z)
     if choice == "uniform":
         return torch.full((b, k), -float(np.log(k)), device=batch.h.device)
-    one = nn.functional.one_hot(random_choice(batch.prepared.prompts, k), k).float()
-    return torch.log_softmax(100 * one, -1).to(batch.h.device)
+    return certain(random_choice(batch.prepared.prompts, k).to(batch.h.device), k)
+
+
+def certain(prompt: Tensor, k: int) -> Tensor:
+    """Finite log p (B, K) of a choice that is as good as made, from the prompt of each context (B,)."""
+    return torch.log_softmax(100 * nn.functional.one_hot(prompt, k).float(), -1)
 
 
 def random_choice(prompts: Sequence[Prompt], k: int) -> Tensor:

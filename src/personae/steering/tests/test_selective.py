@@ -169,6 +169,19 @@ def test_a_bank_that_everybody_leaves_to_one_prompt_is_called_one(lm, dialogues)
     assert not steerer.collapsed_
 
 
+@pytest.mark.parametrize(("mixture", "used"), [(False, 1.0), (True, 3.0)])
+def test_prompts_in_use_are_those_that_speak(lm, dialogues, monkeypatch, mixture, used):
+    """A retriever that is nearly undecided, always on the same side, leaves a hard choice with one prompt."""
+
+    def nearly_even(network, batch, choice):
+        return torch.tensor([[0.34, 0.33, 0.33]]).log().expand(len(batch.h), -1)
+
+    monkeypatch.setattr("personae.steering.replies.log_choice", nearly_even)
+    steerer = trained(lm, dialogues, steps=1, selection="mixture" if mixture else "hard")
+    assert steerer.effective_prompts_ == pytest.approx(used, abs=1e-3)
+    assert steerer.collapsed_ is not mixture
+
+
 def test_resuming_gives_the_result_of_an_uninterrupted_run(lm, dialogues, tmp_path, monkeypatch):
     whole = Selective(lm, n_prompts=2, n_tokens=2, steps=60).fit(dialogues, progress=False)
     file = tmp_path / "checkpoint"
