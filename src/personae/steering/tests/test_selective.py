@@ -162,6 +162,7 @@ def test_it_learns_and_leaves_the_lm_alone(lm, dialogues, recipe, rest):
 
 def test_a_bank_that_everybody_leaves_to_one_prompt_is_called_one(lm, dialogues):
     steerer = trained(lm, dialogues, steps=1)
+    steerer.history_ = [{"step": 1, "nll": 1.0, "prompts in use": 1.2}]
     assert not steerer.collapsed_
     steerer.history_ = [{"step": 1, "nll": 1.0, "prompts in use": 1.02}]
     assert steerer.collapsed_
