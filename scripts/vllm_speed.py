@@ -13,6 +13,7 @@ import asyncio
 import json
 import re
 import time
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -81,12 +82,15 @@ async def long_chat(backend: VllmBackend, meter: Meter, person: Any, turns: int)
     return {**meter.between(before, turns), "last_prompt_tokens": 0 if last is None else last.prompt_tokens}
 
 
-async def measure(make: Any, work: Any) -> Any:
-    backend = make()
-    try:
-        return await work(backend)
-    finally:
-        await backend.close(1)
+def measure(steerer: PersonaPrompt, url: str, work: Callable[[VllmBackend], Awaitable[dict[str, float]]]) -> Any:
+    async def run() -> dict[str, float]:
+        backend = VllmBackend(steerer, url)
+        try:
+            return await work(backend)
+        finally:
+            await backend.close(1)
+
+    return asyncio.run(run())
 
 
 def main() -> None:
@@ -102,23 +106,21 @@ def main() -> None:
     model = OpinionModel(n_components=8).fit(survey)
     people = [model[name] for name in model.respondent_ids_[: asked.people]]
     question = Question("new", ABOUT * 16 + "Should trams be free?", ("no", "perhaps", "yes"))
-    found: dict[str, Any] = {"lm": LM, "dtype": "float32", "cores": psutil.cpu_count()}
-    for placement in ("late", "before"):
-        steerer = PersonaPrompt(lm, "paper", placement, n_tokens=2, steps=2).fit(survey, model, progress=False)
-        rows = steerer.question_rows(question, people[:1])
-        found["question_tokens"] = len(rows.prompts[0].text_ids)
-
-        def make(steerer: PersonaPrompt = steerer) -> VllmBackend:
-            return VllmBackend(steerer, asked.url)
-
-        found[f"one question, {placement}"] = asyncio.run(
-            measure(make, lambda backend: one_question(backend, meter, people, question))
+    steerers = {
+        placement: PersonaPrompt(lm, "paper", placement, n_tokens=2, steps=2).fit(survey, model, progress=False)
+        for placement in ("late", "before")
+    }
+    n_tokens = len(steerers["late"].question_rows(question, people[:1]).prompts[0].text_ids)
+    found: dict[str, Any] = {"lm": LM, "dtype": "float32", "cores": psutil.cpu_count(), "question_tokens": n_tokens}
+    print("measuring", flush=True)
+    for placement, steerer in steerers.items():
+        found[f"one question, {placement}"] = measure(
+            steerer, asked.url, lambda backend: one_question(backend, meter, people, question)
         )
-        if placement == "late":
-            found["long chat, late"] = asyncio.run(
-                measure(make, lambda backend: long_chat(backend, meter, people[0], asked.turns))
-            )
-        print(json.dumps(found, indent=1))
+    found["long chat, late"] = measure(
+        steerers["late"], asked.url, lambda backend: long_chat(backend, meter, people[0], asked.turns)
+    )
+    print(json.dumps(found, indent=1))
     asked.out.write_text(json.dumps(found, indent=1) + "\n")
 
 
