@@ -143,7 +143,7 @@ def vllm(
     "--evaluation",
     metavar="FOLDER",
     type=click.Path(path_type=Path),
-    help="Of personae evaluate; its tables go into the model card.",
+    help="Of personae evaluate, or personae converse evaluate; its tables go into the model card.",
 )
 @click.option("--license", metavar="ID", help="Of the bundle, as the hub writes it, e.g. cc-by-4.0.")
 @click.option("--attribution", metavar="TEXT", help="Whom to cite for the survey.")

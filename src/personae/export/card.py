@@ -11,6 +11,7 @@ from huggingface_hub import EvalResult, ModelCardData
 
 import personae
 from personae.bundle import Bundle
+from personae.evaluation.talk_table import COLLAPSED, use_table, wide
 from personae.lm.names import EMBEDDED, is_hub_id
 from personae.report.tables import Table, about_evaluation, evaluation_tables, file_name, read_evaluation
 
@@ -81,14 +82,14 @@ def bundle_card(
     license: str | None = None,
     attribution: str | None = None,
 ) -> str:
-    """The card of a bundle, filled from its manifest and from an evaluation.
+    """The card of a bundle, of people or of conversations, filled from its manifest and from an evaluation.
 
     Parameters
     ----------
     repo_id : str
         Where it is going to be, ``owner/name``.
     evaluation : Path, optional
-        A folder that `personae evaluate` wrote.
+        A folder that `personae evaluate` wrote, or `personae converse evaluate` for a bundle trained on dialogues.
     license : str, optional
         The hub's identifier of the licence under which the bundle is given away, e.g. ``"cc-by-4.0"``; of the embedded
         sample it is known, else ``"unknown"``.
@@ -98,8 +99,10 @@ def bundle_card(
     Raises
     ------
     ValueError
-        The folder holds no evaluation.
+        The folder holds no evaluation, or one of the other kind.
     """
+    if "people" not in bundle:
+        return _conversation_card(bundle, repo_id, evaluation, license, attribution)
     manifest, people = bundle.manifest, bundle.people
     data, account = manifest["data"], manifest["data"].get("account") or {}
     known = _SAMPLE if account.get("format") == "sample" else {}
@@ -139,9 +142,7 @@ def bundle_card(
         "The publisher names no licence." if metadata.license == "unknown" else "",
         f"Fingerprint of the survey: `{data['fingerprint']}`.",
     ]
-    if account.get("notes"):
-        skipped = [[f"{note['count']:,}", note["reason"]] for note in account["notes"]]
-        lines.append(_table(Table("", [">times", "what was skipped or changed while reading"], skipped)))
+    lines += _skipped(account)
     if result is not None:
         lines += ["## Evaluation", about_evaluation(result, data)]
         for table in evaluation_tables(result):
@@ -183,10 +184,149 @@ def _results(result: Mapping[str, Any] | None, data: Mapping[str, Any]) -> list[
     ]
 
 
+def _skipped(account: Mapping[str, Any]) -> list[str]:
+    """What the reader says of the data, if anything."""
+    rows = [[f"{note['count']:,}", note["reason"]] for note in account.get("notes") or ()]
+    return [_table(Table("", [">times", "what was skipped or changed while reading"], rows))] if rows else []
+
+
 def _hub_name(name: str) -> str | None:
     if name in EMBEDDED:
         return EMBEDDED[name].hub_id
     return name if is_hub_id(name) else None
+
+
+# a bundle that was trained on dialogues --------------------------------------------------------------------------
+def _conversation_card(
+    bundle: Bundle, repo_id: str, evaluation: Path | None, license: str | None, attribution: str | None
+) -> str:
+    data, steerer, name = bundle.manifest["data"], bundle.manifest["steerer"], repo_id.rpartition("/")[2]
+    about = json.loads((bundle._part("steerer") / "steerer.json").read_text(encoding="utf-8"))
+    result = None if evaluation is None else _read_talk(evaluation)
+    row = None if result is None else _row_like(about, data, result)
+    account = data.get("account") or {}
+    metadata = ModelCardData(
+        license=license or "unknown",
+        library_name="personae",
+        base_model=_hub_name(steerer["lm"]["name"]),
+        pipeline_tag="text-generation",
+        tags=["personae", "conversational", "soft-prompt"],
+        eval_results=None if result is None or row is None else _talk_results(result, row, account) or None,
+        model_name=name,
+    )
+    lines = [
+        f"# {_plain(name)}",
+        f"Virtual tokens with which {_plain(file_name(steerer['lm']['name']))} talks as whoever is described to it, "
+        f"learned from {data['dialogues']:,} dialogues ({data['turns']:,} turns): a bundle of personae "
+        f"{bundle.manifest['personae']}.",
+        "## Use",
+        f'```\npersonae converse chat hf:{repo_id} --about "I have two dogs."\n```',
+        "```python\nfrom personae import Bundle\n\n"
+        f'steerer = Bundle.from_pretrained("{repo_id}").steerer\n'
+        'steerer.chat([{"role": "system", "content": "I have two dogs."}, {"role": "user", "content": "Hi!"}])\n```',
+        "## What is in it",
+        f"- a steerer ({steerer['method']}, placement {steerer['placement']})",
+        *([_bank(about)] if steerer["method"] == "selective" else []),
+        "- no dialogue and no persona sentence",
+        "## Training",
+        _training(about),
+        "## Data",
+        f"Read from {_plain(file_name(account['source']))} ({account['format']})." if account else "",
+        _plain(attribution) if attribution else "The publisher names no source to cite.",
+        "The publisher names no licence." if metadata.license == "unknown" else "",
+        f"Fingerprint of the dialogues: `{data['fingerprint']}`.",
+        *_skipped(account),
+    ]
+    if result is not None:
+        sizes, settings = result["sizes"], result["settings"]
+        lines += [
+            "## Evaluation",
+            f'Steerers were trained anew on {settings["train_dialogues"]:,} dialogues and judged on the part "{settings["part"]}": NLL '
+            f"(nats a token) of {sizes['contexts']:,} true replies, and {sizes['replies']:,} greedy replies; F1, BLEU, "
+            "ROUGE and DIST times 100. "
+            + (
+                f"The row {row} has the settings of this one."
+                if row
+                else "None of the rows has the LM, the dialogues and the settings of this one."
+            ),
+            _table(Table("", *wide(result))),
+        ]
+        if result["prompts"]:
+            lines += ["### Use of the prompts", _table(Table("", *use_table(result["prompts"])))]
+    lines += [
+        "## Limits",
+        "Replies are predictions of a language model, not statements of any person. Whoever is described in words need "
+        "not be met by what it says.",
+    ]
+    return _card(metadata, lines)
+
+
+def _bank(about: Mapping[str, Any]) -> str:
+    how, k = about["parameters"], about["parameters"]["n_prompts"]
+    who = "the likeliest prompt speaks" if how["selection"] == "hard" else "all prompts speak, each by its weight"
+    return (
+        f"- a bank of {k} prompt{'s' * (k > 1)} of {how['n_tokens']} virtual tokens each"
+        + (f", and the retriever that reads the conversation ({about['encoder']}): {who}" if k > 1 else "")
+        + (f"; it takes person vectors of {about['n_person']} numbers" if about["n_person"] else "")
+    )
+
+
+def _training(about: Mapping[str, Any]) -> str:
+    """What the steerer's file says of how it was made."""
+    how = about["parameters"]
+    best = min(about["history"], key=lambda found: found["nll"])
+    used = best.get("prompts in use")
+    words = [f"Recipe {how['recipe']}, at most {how['steps']:,} steps"]
+    words += [f"{how['batches']} batches a step"] if how.get("batches", 1) > 1 else []
+    words += [f"seed {how['random_state']}; kept are the weights of step {best['step']:,.0f}"]
+    words += [f"with which held-out dialogues had an NLL of {best['nll']:.3f} nats a token"]
+    if used is None or how.get("n_prompts", 1) == 1:
+        return ", ".join(words) + "."
+    in_truth = " The bank has collapsed: in truth it is one prompt." if used < COLLAPSED else ""
+    return ", ".join(words) + f" and {used:.1f} of the {how['n_prompts']} prompts in use.{in_truth}"
+
+
+def _read_talk(folder: Path) -> dict[str, Any]:
+    """The `result.json` that `personae converse evaluate` left in a folder."""
+    path = folder / "result.json"
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict) or not {"table", "prompts", "sizes", "settings", "identity"} <= set(found):
+        raise ValueError(f"{folder} holds no result of conversations; make one with: personae converse evaluate")
+    return found
+
+
+def _row_like(about: Mapping[str, Any], data: Mapping[str, Any], result: Mapping[str, Any]) -> str | None:
+    """The row of an evaluation that was trained as the bundle's steerer was, on a part of its dialogues."""
+    how, identity = about["parameters"], result["identity"]
+    alike = all(identity[name] == how.get(name) for name in ("n_prompts", "n_tokens", "steps"))
+    alike &= identity["lm"]["embedding_sha256"] == about["lm"]["embedding_sha256"]
+    if not alike or about["method"] != "selective" or result["settings"]["dialogues"] != data["fingerprint"]:
+        return None
+    name = {
+        ("paper", "hard", "before"): "SPT, as published, before",
+        ("paper", "hard", "late"): "SPT, as published, late",
+        ("mixture", "hard", "before"): "SPT, before",
+        ("mixture", "hard", "late"): "SPT",
+        ("mixture", "mixture", "late"): "SPT, mixed",
+    }.get((how["recipe"], how["selection"], about["placement"]))
+    return name if any(line["row"] == name for line in result["table"]) else None
+
+
+def _talk_results(result: Mapping[str, Any], row: str, account: Mapping[str, Any]) -> list[EvalResult]:
+    return [
+        EvalResult(
+            task_type="text-generation",
+            dataset_type="dialogues",
+            dataset_name=f"{file_name(account.get('source', '')) or 'dialogues'}, {result['settings']['part']}",
+            metric_type=line["metric"],
+            metric_value=round(line["estimate"], 4),
+        )
+        for line in result["table"]
+        if line["row"] == row and line["metric"] in ("nll", "f1", "bleu", "rouge_l") and line["estimate"] is not None
+    ]
 
 
 # Markdown --------------------------------------------------------------------------------------------------------
