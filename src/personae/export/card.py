@@ -241,9 +241,9 @@ def _conversation_card(
         sizes, settings = result["sizes"], result["settings"]
         lines += [
             "## Evaluation",
-            f'Steerers were trained anew on {settings["train_dialogues"]:,} dialogues and judged on the part "{settings["part"]}": NLL '
-            f"(nats a token) of {sizes['contexts']:,} true replies, and {sizes['replies']:,} greedy replies; F1, BLEU, "
-            "ROUGE and DIST times 100. "
+            f"Steerers were trained anew on {settings['train_dialogues']:,} dialogues and judged on the part "
+            f'"{settings["part"]}": NLL (nats a token) of {sizes["contexts"]:,} true replies, and {sizes["replies"]:,} '
+            "greedy replies; F1, BLEU, ROUGE and DIST times 100. "
             + (
                 f"The row {row} has the settings of this one."
                 if row
