@@ -71,7 +71,7 @@ def steer(
     \b
     personae steer sample-bundle
     personae steer responses-bundle moved/responses.csv --lm org/model
-    accelerate launch --num_processes 2 -m personae steer sample-bundle --batches 2
+    torchrun --nproc-per-node 2 -m personae steer sample-bundle --batches 2
     """
     from personae.bundle import check_replaceable
 

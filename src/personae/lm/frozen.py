@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property, lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
+from accelerate.utils import align_module_device
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from personae.lm import shared_context
 from personae.lm.names import ModelNotFound, no_bars, resolve
@@ -49,6 +51,8 @@ class FrozenLM:
 
     def __init__(self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, name: str = "lm") -> None:
         self.model = model.eval().requires_grad_(False)
+        if self.split:
+            model.base_model.register_forward_hook(_bring_home)
         self.tokenizer = tokenizer
         self.name = name
         self.template = Template(tokenizer)
@@ -63,8 +67,14 @@ class FrozenLM:
         self._check_output()
 
     @classmethod
-    def load(cls, name: str = "smollm2-135m", dtype: str = "auto", device: str = "auto") -> FrozenLM:
-        """Load by short name, local folder or hub id.
+    def load(
+        cls,
+        name: str = "smollm2-135m",
+        dtype: str = "auto",
+        device: str = "auto",
+        device_map: str | Mapping[str, int | str] | None = None,
+    ) -> FrozenLM:
+        """Load by short name, local folder or hub id; one that is stored quantised stays so.
 
         Parameters
         ----------
@@ -74,17 +84,41 @@ class FrozenLM:
             ``"auto"``: bfloat16 where the processor computes in it, else float32.
         device : str
             ``"auto"``: the first GPU if there is one, else the CPU.
+        device_map : str or mapping, optional
+            Of transformers, in place of ``device``, for an LM larger than one device: ``"auto"``, ``"balanced"``, or
+            each module's device (``"disk"`` is one). Virtual tokens and hidden states are where the embeddings are.
+
+        Raises
+        ------
+        ModelNotFound
+            There is no such LM, it is not in safetensors format, lacks weights, or needs a quantiser that is not here.
+        ValueError
+            An unknown dtype, or both ``device`` and ``device_map``.
         """
+        if device_map is not None and device != "auto":
+            raise ValueError("give device or device_map, not both")
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if dtype not in _DTYPES:
             raise ValueError(f'there is no dtype "{dtype}"; there are: {", ".join(_DTYPES)}')
-        return _load(str(resolve(name)), name, _DTYPES[dtype] or best_dtype(device), device)
+        places = tuple(device_map.items()) if isinstance(device_map, Mapping) else device_map
+        return _load(str(resolve(name)), name, _DTYPES[dtype] or best_dtype(device), device, places)
 
     # what it is ------------------------------------------------------------------------------------------------
     @property
     def device(self) -> torch.device:
-        return self.embedding.weight.device
+        """Where virtual tokens go in and hidden states come out."""
+        return shared_context.home(self.model)
+
+    @property
+    def split(self) -> bool:
+        """Whether its layers lie on several devices."""
+        return len(set(getattr(self.model, "hf_device_map", {}).values())) > 1
+
+    @property
+    def quantised(self) -> bool:
+        """Whether transformers loaded weights of few bits, by the LM's own configuration."""
+        return getattr(self.model, "hf_quantizer", None) is not None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -109,7 +143,7 @@ class FrozenLM:
     def fingerprint(self) -> dict[str, str | int]:
         """What a bundle remembers of its LM, so that another one is refused."""
         h = hashlib.sha256()
-        sample = self.embedding.weight.detach().float()[:: max(1, self.embedding.num_embeddings // 256)]
+        sample = _weight(self.embedding).float()[:: max(1, self.embedding.num_embeddings // 256)]
         h.update(sample.to(torch.bfloat16).float().cpu().numpy().tobytes())
         vocabulary = "\n".join(f"{t}\t{i}" for t, i in sorted(self.tokenizer.get_vocab().items()))
         return {
@@ -125,6 +159,16 @@ class FrozenLM:
     def key_shapes(self) -> list[tuple[int, int]]:
         """(key/value heads, head size) of every layer."""
         return [(k.shape[1], k.shape[3]) for k in self.encode([[0]]).keys]
+
+    def placed(self, prefix: Sequence[tuple[Tensor, Tensor]]) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of each layer in the LM's dtype, where that layer is."""
+        where = self.layer_devices
+        return [(k.to(d, self.dtype), v.to(d, self.dtype)) for (k, v), d in zip(prefix, where, strict=True)]
+
+    @cached_property
+    def layer_devices(self) -> list[torch.device]:
+        """Where each layer's keys and values are."""
+        return [k.device for k in self.encode([[0]]).keys]
 
     # text ------------------------------------------------------------------------------------------------------
     def tokens(self, text: str, special: bool = False) -> list[int]:
@@ -186,9 +230,12 @@ class FrozenLM:
     def logits(self, hidden: Tensor, ids: Tensor | None = None) -> Tensor:
         """Next-token logits (..., V) in float32, or (..., len(ids)) from those rows of the output matrix only."""
         head = self.model.get_output_embeddings()
-        weight = head.weight if ids is None else head.weight[ids]
-        bias = getattr(head, "bias", None)
-        bias = bias if bias is None or ids is None else bias[ids]
+        with align_module_device(head):
+            weight, bias = head.weight, getattr(head, "bias", None)
+        asked_from, hidden = hidden.device, hidden.to(weight.device)
+        if ids is not None:
+            ids = ids.to(weight.device)
+            weight, bias = weight[ids], None if bias is None else bias[ids]
         config = self.model.config
         scale = (getattr(config, "logit_scale", None) or 1.0) / (getattr(config, "logits_scaling", None) or 1.0)
         if ids is not None:  # few rows, which are compared with each other: bfloat16 is too coarse a grid for that
@@ -196,7 +243,7 @@ class FrozenLM:
             bias = None if bias is None else bias.float()
         out = torch.nn.functional.linear(hidden, weight, bias).float() * scale
         cap = getattr(config, "final_logit_softcapping", None)
-        return out if cap is None else cap * torch.tanh(out / cap)
+        return (out if cap is None else cap * torch.tanh(out / cap)).to(asked_from)
 
     # checks ----------------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -234,21 +281,47 @@ _DTYPES = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16, "
 
 
 @lru_cache(maxsize=2)  # one LM serves every steerer of a process
-def _load(folder: str, name: str, dtype: torch.dtype, device: str) -> FrozenLM:
+def _load(
+    folder: str,
+    name: str,
+    dtype: torch.dtype,
+    device: str,
+    device_map: str | tuple[tuple[str, int | str], ...] | None,
+) -> FrozenLM:
     """Only numbers and text are read: no pickled weights, no code that comes with a model."""
     safe = {"local_files_only": Path(folder).is_dir(), "trust_remote_code": False}
     try:
         with no_bars():
+            config = AutoConfig.from_pretrained(folder, **safe)
+            if device_map is None and getattr(config, "quantization_config", None) is not None:
+                device_map = (("", device),)  # where it is quantised is where it is loaded to
             model, about = AutoModelForCausalLM.from_pretrained(
-                folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **safe
+                folder,
+                dtype=dtype,
+                device_map=dict(device_map) if isinstance(device_map, tuple) else device_map,
+                use_safetensors=True,
+                output_loading_info=True,
+                **safe,
             )
             tokenizer = AutoTokenizer.from_pretrained(folder, **safe)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         reason = str(error).strip().splitlines()[0]
         raise ModelNotFound(f"{name} cannot be loaded as a causal LM in safetensors format: {reason}") from error
     if about["missing_keys"]:  # they would be random numbers
         raise ModelNotFound(f"{name} lacks weights of its architecture: {', '.join(sorted(about['missing_keys'])[:3])}")
-    return FrozenLM(model.to(device), tokenizer, name)
+    return FrozenLM(model.to(device) if device_map is None else model, tokenizer, name)
+
+
+def _weight(module: torch.nn.Module) -> Tensor:
+    """A module's weight, also where it lies on the disk between passes."""
+    with align_module_device(module):
+        return module.get_parameter("weight").detach()
+
+
+def _bring_home(base: PreTrainedModel, args: Any, out: Any) -> Any:
+    """Hidden states of an LM that is split over devices come out where its embeddings are."""
+    out.last_hidden_state = out.last_hidden_state.to(shared_context.home(base))
+    return out
 
 
 def best_dtype(device: str) -> torch.dtype:

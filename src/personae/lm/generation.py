@@ -74,7 +74,7 @@ def _decode(
     positions = (mask.cumsum(1) - 1).clamp(min=0)
     cache = None
     if isinstance(virtual, list):
-        cache = prefix_cache(virtual, lm.dtype)
+        cache = prefix_cache(lm.placed(virtual), lm.dtype)
         ahead = virtual[0][0].shape[2]
         positions = positions + ahead
         mask = torch.cat([mask.new_ones(len(rows), ahead), mask], 1)

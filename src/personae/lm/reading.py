@@ -151,7 +151,7 @@ def read(
         Each text's tokens but the last are run; see `text_log_probs`.
     """
     c = len(prepared)
-    prefix = None if isinstance(virtual, Tensor) else virtual
+    prefix = None if isinstance(virtual, Tensor) else lm.placed(virtual)
     n = virtual.shape[1] if isinstance(virtual, Tensor) else virtual[0][0].shape[0] // c
     own = virtual.shape[2] if isinstance(virtual, Tensor) else 0  # virtual tokens that are part of the row
     trees = [_Tree.build(own + len(p.after), b) for p, b in zip(prepared.prompts, branches or [()] * c, strict=True)]
@@ -196,7 +196,7 @@ def _extend(
         return lm.extend(prepared.context, x, offset, visible)
     # No shared part: every row is a context of its own, empty or holding its learned key/values.
     if prefix is None:
-        prefix = [(x.new_zeros(c * n, heads, 0, size),) * 2 for heads, size in lm.key_shapes]
+        prefix = lm.placed([(x.new_zeros(c * n, heads, 0, size),) * 2 for heads, size in lm.key_shapes])
     length = torch.full((c * n,), prefix[0][0].shape[2], device=x.device)
     unused = x.new_zeros(c * n, 0, h)
     keys, values = [k.to(x.dtype) for k, _ in prefix], [v.to(x.dtype) for _, v in prefix]

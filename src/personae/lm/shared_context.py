@@ -70,8 +70,15 @@ class Context:
     def start(self, row: int, length: int) -> Context:
         """The first tokens of one context as a context, without a copy: a causal LM computed them for themselves."""
         keys, values = ([t[row : row + 1, :, :length] for t in layers] for layers in (self.keys, self.values))
-        lengths = self.lengths.new_tensor([length])
+        lengths = torch.tensor([length], device=self.lengths.device)
         return Context([self.ids[row][:length]], keys, values, lengths, self.hidden[row : row + 1, :length])
+
+
+def home(model: PreTrainedModel) -> torch.device:
+    """Where embeddings are computed; an LM may be split over devices, with its layers elsewhere."""
+    embedding = model.get_input_embeddings()
+    placed = getattr(getattr(embedding, "_hf_hook", None), "execution_device", None)  # of Accelerate
+    return embedding.weight.device if placed is None else torch.device(placed)
 
 
 def encode(model: PreTrainedModel, ids: Sequence[Sequence[int]], pad: int = 0) -> Context:
@@ -79,7 +86,7 @@ def encode(model: PreTrainedModel, ids: Sequence[Sequence[int]], pad: int = 0) -
 
     Right padding needs no mask: a causal LM never looks to the right, and what the padding computes is not read.
     """
-    device = model.get_input_embeddings().weight.device
+    device = home(model)
     lengths = torch.tensor([len(i) for i in ids], device=device)
     longest = int(lengths.max())
     padded = torch.full((len(ids), longest), pad, device=device)  # (C, T)
@@ -95,14 +102,18 @@ def encode(model: PreTrainedModel, ids: Sequence[Sequence[int]], pad: int = 0) -
 
 
 def in_one_block(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Copies that share one allocation.
+    """Copies that share one allocation a device.
 
     What is kept for long would otherwise stand as thousands of islands among what comes and goes, and the allocator
     of a CPU then spends more time on finding room than the LM on computing.
     """
-    block = torch.cat([t.reshape(-1) for t in tensors])
-    pieces = block.split([t.numel() for t in tensors])
-    return [piece.view(t.shape) for piece, t in zip(pieces, tensors, strict=True)]
+    kept = list(tensors)
+    for device in {t.device for t in tensors}:  # several where the LM's layers lie on several
+        some = [i for i, t in enumerate(tensors) if t.device == device]
+        block = torch.cat([tensors[i].reshape(-1) for i in some])
+        for i, piece in zip(some, block.split([tensors[i].numel() for i in some]), strict=True):
+            kept[i] = piece.view(tensors[i].shape)
+    return kept
 
 
 def continue_shared(
@@ -190,12 +201,12 @@ class _Shared:
     context: Context
     position: Tensor  # (C, M)
     visible: Tensor  # (C, M, M)
-    _biases: dict[int | None, Tensor] = field(default_factory=dict)
-    _masks: dict[int | None, Tensor] = field(default_factory=dict)
+    _biases: dict[tuple[int | None, torch.device], Tensor] = field(default_factory=dict)
+    _masks: dict[tuple[int | None, torch.device], Tensor] = field(default_factory=dict)
 
-    def bias(self, sliding_window: int | None) -> Tensor:
+    def bias(self, sliding_window: int | None, device: torch.device) -> Tensor:
         """(C, M, T + M): -inf where a query must not see a key (padding, other branches, beyond the window), else 0."""
-        if sliding_window not in self._biases:  # layers differ in their window only
+        if (sliding_window, device) not in self._biases:  # layers differ in their window and device only
             length, position = self.context.lengths, self.position
             key = torch.arange(self.context.keys[0].shape[2], device=position.device).expand(len(length), -1)  # (C, T)
             padding = (key >= length[:, None])[:, None].expand(-1, position.shape[1], -1)
@@ -203,23 +214,22 @@ class _Shared:
             if sliding_window is not None:
                 distance = position[:, :, None] - torch.cat([key, position], -1)[:, None]
                 hidden = hidden | (distance >= sliding_window)
-            self._biases[sliding_window] = torch.zeros_like(hidden, dtype=torch.float32).masked_fill_(
-                hidden, -torch.inf
-            )
-        return self._biases[sliding_window]
+            bias = torch.zeros_like(hidden, dtype=torch.float32).masked_fill_(hidden, -torch.inf)
+            self._biases[sliding_window, device] = bias.to(device)
+        return self._biases[sliding_window, device]
 
-    def mask(self, sliding_window: int | None, n: int, rep: int, dtype: torch.dtype) -> Tensor:
+    def mask(self, sliding_window: int | None, n: int, rep: int, like: Tensor) -> Tensor:
         """(C, 1, N*rep*M, T + N*M): the bias of the context's keys and of all N continuations' keys, -inf for those of
         another continuation."""
-        if sliding_window not in self._masks:
-            bias = self.bias(sliding_window)
+        if (sliding_window, like.device) not in self._masks:
+            bias = self.bias(sliding_window, like.device)
             c, m, t = len(bias), bias.shape[1], bias.shape[2] - bias.shape[1]
             mask = bias.new_full((c, n, rep, m, t + n * m), -torch.inf)
             mask[..., :t] = bias[:, None, None, :, :t]
             own = mask[..., t:].view(c, n, rep, m, n, m)
             own.diagonal(dim1=1, dim2=4).copy_(bias[:, None, :, t:, None].expand(c, rep, m, m, n))
-            self._masks[sliding_window] = mask.view(c, 1, n * rep * m, t + n * m).to(dtype)
-        return self._masks[sliding_window]
+            self._masks[sliding_window, like.device] = mask.view(c, 1, n * rep * m, t + n * m).to(like.dtype)
+        return self._masks[sliding_window, like.device]
 
     def attend(
         self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, sliding_window: int | None
@@ -235,9 +245,11 @@ class _Shared:
         q = q.permute(0, 2, 1, 3, 4, 5).contiguous()  # (C, Hkv, N, rep, M, D)
         k, v = (own.view(c, n, hkv, m, d).transpose(1, 2) for own in (key, value))  # (C, Hkv, N, M, D)
         if _fits_fused(query, n * m):
-            out = _fused(q, k, v, ctx_k, ctx_v, self.mask(sliding_window, n, rep, query.dtype))
+            out = _fused(q, k, v, ctx_k, ctx_v, self.mask(sliding_window, n, rep, query))
         else:
-            out = _in_two_parts(q, k, v, ctx_k, ctx_v, self.bias(sliding_window))  # (C, Hkv, N, rep, M, D)
+            out = _in_two_parts(
+                q, k, v, ctx_k, ctx_v, self.bias(sliding_window, query.device)
+            )  # (C, Hkv, N, rep, M, D)
         return out.permute(0, 2, 4, 1, 3, 5).reshape(rows, m, hq, d)  # (C*N, M, Hq, D)
 
 

@@ -211,7 +211,7 @@ class _Shelf(Generic[R]):
         self.rows: list[R] = []
         self.layers: list[Tensor] = []  # (2, slots, capacity, Hkv, D) each: keys, values
         self._new = lm.embed([0]).new_zeros
-        self._shapes = lm.key_shapes
+        self._shapes = list(zip(lm.key_shapes, lm.layer_devices, strict=True))
 
     def add(self, row: R, kept: KeyValues | None) -> None:
         """Give a row the next slot, and put ``row.length`` keys and values (Hkv, T, D) there."""
@@ -219,7 +219,8 @@ class _Shelf(Generic[R]):
         slots = self.layers[0].shape[1] if self.layers else 0
         if n == slots:
             # Zeros, since what is not finite would pass through the mask.
-            layers = [self._new(2, max(4, 2 * n), self.capacity, heads, size) for heads, size in self._shapes]
+            room = 2, max(4, 2 * n), self.capacity
+            layers = [self._new(*room, heads, size, device=device) for (heads, size), device in self._shapes]
             for new, old in zip(layers, self.layers, strict=False):
                 new[:, :n] = old
             self.layers = layers
@@ -260,15 +261,16 @@ class _Span(Generic[R]):
         slots = torch.arange(self.first, self.first + len(self.rows), device=position.device)
         self._index = (slots[:, None] * self.shelf.capacity + position).flatten()
         self._width = int(position.max()) + 1
-        self._masks: dict[int | None, Tensor] = {}
+        self._masks: dict[tuple[int | None, torch.device], Tensor] = {}
 
     def attend(self, layer: int, q: Tensor, k: Tensor, v: Tensor, scaling: float, window: int | None) -> Tensor:
         """(n, Hq, M, D) and (n, Hkv, M, D) twice to (n, Hq, M, D)."""
         n, hq, m, d = q.shape
         hkv = k.shape[1]
         both = self.shelf.layers[layer]
+        index = self._index.to(q.device)
         for kept, new in zip(both, (k, v), strict=True):
-            kept.flatten(0, 1).index_copy_(0, self._index, new.transpose(1, 2).flatten(0, 1))
+            kept.flatten(0, 1).index_copy_(0, index, new.transpose(1, 2).flatten(0, 1))
         keys, values = both[:, self.first : self.first + n, : self._width].transpose(2, 3)  # (n, Hkv, W, D) each
         # The heads that share keys stand in the query dimension, so that no key is copied for them.
         out = torch.nn.functional.scaled_dot_product_attention(
@@ -278,14 +280,14 @@ class _Span(Generic[R]):
 
     def _mask(self, window: int | None, rep: int, q: Tensor) -> Tensor:
         """(n, 1, rep*M, W): -inf for keys that a token must not see, those to its right or beyond the window."""
-        if window not in self._masks:
-            key = torch.arange(self._width, device=q.device)
-            hidden = key > self.position[..., None]  # (n, M, W)
+        if (window, q.device) not in self._masks:
+            key, position = torch.arange(self._width, device=q.device), self.position[..., None].to(q.device)
+            hidden = key > position  # (n, M, W)
             if window is not None:
-                hidden |= self.position[..., None] - key >= window
+                hidden |= position - key >= window
             bias = torch.zeros(hidden.shape, dtype=q.dtype, device=q.device).masked_fill_(hidden, -torch.inf)
-            self._masks[window] = bias.repeat(1, rep, 1)[:, None]
-        return self._masks[window]
+            self._masks[window, q.device] = bias.repeat(1, rep, 1)[:, None]
+        return self._masks[window, q.device]
 
 
 class _Attention:
@@ -329,7 +331,7 @@ class OneByOne(Generic[R]):
             if isinstance(virtual, Tensor):
                 own = [virtual.to(self._lm.dtype)]
             elif virtual is not None:
-                row.cache = prefix_cache([(k[None], v[None]) for k, v in virtual], self._lm.dtype)
+                row.cache = prefix_cache(self._lm.placed([(k[None], v[None]) for k, v in virtual]), self._lm.dtype)
             x = torch.cat([self._lm.embed(prompt.before), *own, self._lm.embed(prompt.after)])
             hidden.append(self._pass(row, x))
         self.rows += newcomers

@@ -156,7 +156,13 @@ class LoRA(Steerer):
 
     def _adapt(self) -> None:
         """Copy the LM, which other steerers share, and give the copy adapters that change nothing yet."""
-        self.lm_ = copy.deepcopy(self.lm if isinstance(self.lm, FrozenLM) else FrozenLM.load(self.lm))
+        lm = self.lm if isinstance(self.lm, FrozenLM) else FrozenLM.load(self.lm)
+        if lm.split or lm.quantised:
+            raise ValueError(
+                f"{lm.name} is {'split over devices' if lm.split else 'quantised'}, and its copy cannot be fine-tuned; "
+                "load it whole and as it was trained, or train virtual tokens, which leave it as it is"
+            )
+        self.lm_ = copy.deepcopy(lm)
         self.lm_fingerprint_ = self.lm_.fingerprint  # of the LM as it was
         if self.rank is None:
             self.lm_.model.float().requires_grad_(True)  # a step is too small for bfloat16 to notice

@@ -25,6 +25,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+_SHARDING = ("FSDP", "DEEPSPEED", "MEGATRON_LM")  # of Accelerate
+
 
 class Task(Protocol):
     """What is trained."""
@@ -115,7 +117,8 @@ def train(
     Raises
     ------
     ValueError
-        The checkpoint belongs to another run (other data, LM or settings), or there are more processes than batches.
+        The checkpoint belongs to another run (other data, LM or settings), there are more processes than batches, or
+        Accelerate is configured to shard the model.
     FloatingPointError
         The loss is not finite.
     """
@@ -179,7 +182,16 @@ def train(
 
 
 def _processes() -> PartialState:
-    """This process and those that a launcher started with it; alone where there was no launcher."""
+    """This process and those that a launcher started with it; alone where there was no launcher.
+
+    Raises ``ValueError`` where Accelerate is told to shard a model, which would otherwise not happen without a word.
+    """
+    if asked := [name for name in _SHARDING if os.environ.get(f"ACCELERATE_USE_{name}", "").lower() == "true"]:
+        raise ValueError(
+            f"{asked[0]} shards a model whose passes all processes make together; here each makes its own passes of a "
+            "frozen language model, and what is trained is small: launch without it, and load an LM that is too large "
+            'for one device with FrozenLM.load(name, device_map="auto"), or a quantised one'
+        )
     return PartialState(cpu=not torch.cuda.is_available())
 
 

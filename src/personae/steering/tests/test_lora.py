@@ -370,3 +370,11 @@ def test_replies_of_dialogues_are_learned_by_a_copy_of_the_lm(rank, tmp_path):
 def test_a_survey_without_its_people_is_refused(survey):
     with pytest.raises(ValueError, match=r"fit\(survey, people\)"):
         LoRA(tiny_lm(), steps=1).fit(survey)
+
+
+def test_an_lm_that_is_not_whole_on_one_device_is_refused():
+    lm = tiny_lm()
+    lm.model.hf_device_map = {"model.layers.0": 0, "model.layers.1": 1}  # as transformers leaves it
+    talk = Dialogues([Dialogue(str(i), (Turn("bob", "Tea?"), Turn("ann", "Yes."))) for i in range(4)])
+    with pytest.raises(ValueError, match="tiny-llama is split over devices, and its copy cannot be fine-tuned; load it"):
+        LoRA(lm, steps=1).fit(talk)

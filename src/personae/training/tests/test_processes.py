@@ -101,5 +101,13 @@ def test_more_processes_than_batches_are_refused(tmp_path):
     assert "5 processes cannot share 4 batches a step; train with batches=5 or more" in done.stderr
 
 
+def test_sharding_is_not_ignored_without_a_word(tmp_path, monkeypatch):
+    """What ``accelerate launch --use_fsdp`` sets for each process."""
+    monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
+    with pytest.raises(ValueError, match=r'^FSDP shards a model .* device_map="auto"\), or a quantised one$'):
+        run(20, tmp_path / "checkpoint", tmp_path / "weights", resume=False)
+    assert list(tmp_path.iterdir()) == []
+
+
 if __name__ == "__main__":
     run(int(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4] == "resume")
