@@ -115,7 +115,7 @@ class RepliesTask:
         retriever = list(self.network.retriever.parameters())
         known = {id(p) for p in retriever}
         rest = [p for p in self.network.parameters() if p.requires_grad and id(p) not in known]
-        return [{"params": rest, "lr": 5e-3}, {"params": retriever, "lr": 1e-3}]
+        return [{"params": rest, "lr": 2e-2}, {"params": retriever, "lr": 1e-3}]
 
     def identity(self) -> dict[str, Any]:
         """What must be the same to resume."""
