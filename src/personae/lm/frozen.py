@@ -266,6 +266,11 @@ class FrozenLM:
 
     @torch.no_grad()
     def _check_output(self) -> None:
+        if not self.model.get_output_embeddings().weight.is_floating_point():
+            raise ValueError(
+                f"the output matrix of {self.name} is quantised, and personae reads single rows of it; quantise the LM "
+                "without it (lm_head in modules_to_not_convert)"
+            )
         ids = torch.tensor([[1, 2, 3]], device=self.device)
         whole = torch.ones_like(ids)
         own = self.model(input_ids=ids, attention_mask=whole).logits[0, -1].float()

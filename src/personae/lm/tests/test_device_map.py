@@ -174,3 +174,11 @@ def test_int8_weights(folder, tmp_path):
     prepared = prepare(few, [letters_prompt(few, "More roads?", OPTIONS, "late")])
     letter_logits(few, read(few, prepared, virtual), [3]).sum().backward()
     assert virtual.grad.abs().max() > 0
+
+
+def test_a_quantised_output_matrix_is_refused():
+    lm = tiny_lm()
+    few = torch.zeros(lm.embedding.num_embeddings, lm.hidden_size, dtype=torch.uint8)
+    lm.model.lm_head.weight = torch.nn.Parameter(few, requires_grad=False)
+    with pytest.raises(ValueError, match="the output matrix of tiny-llama is quantised"):
+        FrozenLM(lm.model, lm.tokenizer, lm.name)
