@@ -34,9 +34,9 @@ import openai
 import psutil
 
 TOPICS = ["parks", "the environment", "schools", "the police", "roads", "space exploration", "welfare", "health"]
-CHATS_EACH = 4  # one after another, in the comparison of many with one
+CHATS_EACH = 2  # one after another, in the comparison of many with one
 REPEATS = 3  # of everything whose median counts
-ANSWERING = 512  # personas of the comparison with the library
+ANSWERING = 256  # personas of the comparison with the library
 KINDS = {"streamed": 6, "whole": 4, "vanishing": 4, "answering": 1, "making": 2, "blending": 2}  # clients of the mix
 TICK = 0.1  # seconds from one look at the health to the next
 MADE_WHEN_KILLED = 200
@@ -94,7 +94,7 @@ async def chats_at_once(url: str, people: Sequence[str], alone: int) -> dict[str
 
     rates: dict[str, list[float]] = {"together": [], "one_at_a_time": []}
     async with chats, other:
-        await one_by_one()  # warm-up
+        await talk(people[0])  # warm-up
         for _ in range(REPEATS):
             for name, work in (("together", together), ("one_at_a_time", one_by_one)):
                 begin = time.perf_counter()
