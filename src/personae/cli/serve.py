@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -204,8 +205,10 @@ def _backend(bundle: Bundle, max_concurrent: int, url: str | None, model: str | 
             "no language model in this bundle; the opinion model answers (add one with: personae steer)", err=True
         )
         return None
-    with doing("loading the language model"):
-        steerer = bundle.steerer
+    with doing("loading the language model"), ThreadPoolExecutor(1) as loading:
+        # In a thread that ends: as long as one that used the LM lives, its OpenMP threads are counted with those of the
+        # thread that will decode, and where they are more than the cores, every thread sleeps at every barrier
+        steerer = loading.submit(lambda: bundle.steerer).result()
     if url is None:
         from personae.serving.local import LocalBackend
 
