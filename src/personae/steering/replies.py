@@ -111,11 +111,15 @@ class RepliesTask:
 
     # the Task interface ----------------------------------------------------------------------------------------
     def groups(self) -> list[dict[str, Any]]:
-        """Prompts learn faster than what chooses among them."""
-        retriever = list(self.network.retriever.parameters())
-        known = {id(p) for p in retriever}
-        rest = [p for p in self.network.parameters() if p.requires_grad and id(p) not in known]
-        return [{"params": rest, "lr": 2e-2}, {"params": retriever, "lr": 1e-3}]
+        """The prompts' own numbers learn fast, what chooses slower, what shifts all of them at once slowest."""
+        bank, retriever = self.network.bank, self.network.retriever
+        parts = [
+            ([bank.start, bank.numbers], 2e-2),
+            ([*retriever.parameters(), *_parameters(bank.recurrent)], 1e-3),
+            ([*_parameters(bank.context), *_parameters(bank.person), *_parameters(bank.out)], 2e-4),
+        ]
+        learned = [([p for p in part if p.requires_grad], lr) for part, lr in parts]
+        return [{"params": part, "lr": lr} for part, lr in learned if part]
 
     def identity(self) -> dict[str, Any]:
         """What must be the same to resume."""
@@ -270,6 +274,10 @@ def persona_similarity(personas: Sequence[Sequence[str]]) -> Tensor:
         raise ImportError("the paper's recipe compares personas by BLEU; pip install 'personae[eval]'") from error
     texts = [" ".join(p) for p in personas]
     return torch.tensor([[sentence_bleu(a, [b]).score if a and b else 0.0 for b in texts] for a in texts])
+
+
+def _parameters(part: nn.Module | None) -> list[nn.Parameter]:
+    return [] if part is None else list(part.parameters())
 
 
 def _numbers(names: Iterator[Any]) -> list[int]:

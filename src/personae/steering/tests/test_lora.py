@@ -376,5 +376,7 @@ def test_an_lm_that_is_not_whole_on_one_device_is_refused():
     lm = tiny_lm()
     lm.model.hf_device_map = {"model.layers.0": 0, "model.layers.1": 1}  # as transformers leaves it
     talk = Dialogues([Dialogue(str(i), (Turn("bob", "Tea?"), Turn("ann", "Yes."))) for i in range(4)])
-    with pytest.raises(ValueError, match="tiny-llama is split over devices, and its copy cannot be fine-tuned; load it"):
+    with pytest.raises(
+        ValueError, match="tiny-llama is split over devices, and its copy cannot be fine-tuned; load it"
+    ):
         LoRA(lm, steps=1).fit(talk)

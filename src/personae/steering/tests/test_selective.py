@@ -148,7 +148,7 @@ def test_the_contexts_of_a_step_are_computed_once_whatever_the_number_of_prompts
 
 
 # learning --------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize(("recipe", "rest"), [("mixture", 0.97), ("paper", 0.998)])  # prompts move a random LM little
+@pytest.mark.parametrize(("recipe", "rest"), [("mixture", 0.98), ("paper", 0.998)])  # prompts move a random LM little
 def test_it_learns_and_leaves_the_lm_alone(lm, dialogues, recipe, rest):
     before = {name: value.clone() for name, value in lm.model.state_dict().items()}
     some = dialogues.examples()
