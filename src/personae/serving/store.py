@@ -54,9 +54,9 @@ class PersonaStore:
     Notes
     -----
     What `add` returned is on disk: it is committed with fsync (SQLite: rollback journal and ``synchronous=EXTRA``).
-    What `delete` was asked for is gone from disk when it returns: SQLite overwrites it (``secure_delete``; there is no
-    write-ahead log that could hold a copy), and PostgreSQL writes the table anew. PostgreSQL's own log and backups keep
-    what they keep until they are recycled.
+    What `delete` was asked for is gone from disk when it returns: the table is written anew, since both databases leave
+    copies of rows where they moved them (SQLite even with ``secure_delete``), and there is no write-ahead log that
+    could hold one. PostgreSQL's own log and backups keep what they keep until they are recycled.
 
     Examples
     --------
@@ -128,9 +128,10 @@ class PersonaStore:
         mine = (_table.c.id == id) & (_table.c.owner == owner) & (_table.c.model == self.model)
         with self.engine.begin() as connection:
             gone = connection.execute(_table.delete().where(mine)).rowcount
-        if gone and self.engine.dialect.name == "postgresql":  # SQLite overwrites what it frees
+        if gone:  # copies are left where rows were moved from page to page
+            everything = "VACUUM (FULL) personas" if self.engine.dialect.name == "postgresql" else "VACUUM"
             with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
-                connection.execute(sa.text("VACUUM (FULL) personas"))
+                connection.execute(sa.text(everything))
         return bool(gone)
 
     def _mine(self, owner: str) -> sa.Select[Any]:
