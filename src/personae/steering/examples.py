@@ -164,7 +164,7 @@ class AnswersAndTalk:
         at, asked, who = self._some_spoken(rng, 2, 8)
         prepared = self.texts.select(at.tolist())
         options = [self.survey.questions[j].options for j in asked]
-        virtual = self._virtual(prepared, who, "text", None)
+        virtual = self._virtual(prepared, who, "text")
         logits = option_logits(self.lm, prepared, virtual, options, by="text")
         return _cross_entropy(logits, self._target(asked, who)), who.size
 
@@ -185,7 +185,7 @@ class AnswersAndTalk:
         ]
         prepared = self.talks.select(at.tolist())
         tokens = [[reply_ids(self.lm, text)] for text in replies]
-        found = read(self.lm, prepared, self._virtual(prepared, who[:, None], "talk", None), tokens)
+        found = read(self.lm, prepared, self._virtual(prepared, who[:, None], "talk"), tokens)
         return -torch.cat(text_log_probs(self.lm, found, tokens)).mean(), len(replies)
 
     def _sentence(self, j: int, person: int, rng: np.random.Generator) -> str:
@@ -208,8 +208,8 @@ class AnswersAndTalk:
         at = rng.choice(usable, min(c, len(usable)), replace=False)
         return at, self.spoken[at], np.stack([rng.choice(self.asked[j], n) for j in self.spoken[at]])
 
-    def _virtual(self, prepared: Prepared, who: np.ndarray, format: str, n_options: list[int] | None) -> Any:
-        return self.network(self.vectors[who], prepared.representation, format, n_options)
+    def _virtual(self, prepared: Prepared, who: np.ndarray, format: str) -> Any:
+        return self.network(self.vectors[who], prepared.representation, format)
 
     def _logits(
         self,
@@ -222,12 +222,16 @@ class AnswersAndTalk:
         the LM is told of them goes through ``put``."""
         prepared = self.letters.select(asked.tolist())
         options = [self.survey.questions[j].options for j in asked]
+        if self.recipe != "contextual":
+            return option_logits(self.lm, prepared, self._virtual(prepared, who, "letters"), options)
         n, vectors, network = [len(o) for o in options], self.vectors[who], cast(Any, self.network)
-        told: dict[str, Tensor] = {}
+        at = torch.as_tensor(asked, device=vectors.device)
+        expected, taken = network.expected(vectors, prepared.representation, n, at), None
         if new is not None:
-            expected = network.questions.left_out(vectors, torch.as_tensor(asked, device=vectors.device), n)
-            told = {"new": torch.as_tensor(new, device=vectors.device), "expected": put(expected)}
-        virtual = network(vectors, prepared.representation, "letters", n, **told)
+            taken = torch.as_tensor(new, device=vectors.device)
+            left_out = put(network.questions.left_out(vectors, at, n))
+            expected = torch.where(taken[:, None, None], left_out, expected)
+        virtual = network(vectors, prepared.representation, "letters", expected, taken)
         return option_logits(self.lm, prepared, virtual, options)
 
     def _target(self, asked: np.ndarray, who: np.ndarray) -> Tensor:

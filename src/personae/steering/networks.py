@@ -11,6 +11,7 @@ from personae.lm.reading import KeyValues
 from personae.people.new_questions import NewQuestions
 from personae.people.text_opinion_model import ANCHORS, PersonContext
 
+_LEAST = -6.0  # log-probabilities below are as good as none
 FORMATS = ("letters", "text", "talk")  # the ways in which the LM is read; each is a view of the context
 # Text of the LM's vocabulary from which each format's virtual tokens start.
 _STARTS = {"letters": " A person", "text": " A person", "talk": "As a person with opinions, I would say"}
@@ -72,28 +73,49 @@ class Slot(nn.Module):
 class ContextualNetwork(nn.Module):
     """Virtual tokens as a function of person x context.
 
+    Parameters
+    ----------
+    intercepts, slopes : Tensor (Q, K), (Q, K, D)
+        The opinion model's read-outs of the Q questions that are learned from, -inf beyond a question's own options.
+    questions : NewQuestions
+        What it expects of others.
+
     Notes
     -----
-    With f the features of `PersonContext` and p the option probabilities that it reads from them::
+    With f the features of `PersonContext` and p option probabilities::
 
-        virtual = start + scale * (W f + sum_k p_k word_k)
+        virtual = start + scale * (W f + sum_k p_k word_k + sum_k l_k word'_k)
 
-    The last term says in learned words where on the question's scale the features stand: one word a letter where the
-    prompt lists lettered options, starting as the letters' own embeddings; one word an anchor of the scale (lowest to
-    highest option) where the answer is a text or a sentence. The LM's feedback trains all of it.
+    The last terms say p, and l, its logarithm less their mean, in learned words. Where the prompt lists lettered
+    options there are two words a letter, starting as the letter's own embedding and as nothing, and p is what the
+    opinion model expects of this person: of a question that was asked by its own read-out, of a new one by those of
+    questions that read alike. Where the answer is a text or a sentence there is one word an anchor of the scale (lowest
+    to highest option), and p is read from the features. The LM's feedback trains all of it.
 
     The features of a question that is new lead nowhere: there are too few questions to learn what new ones mean. Its
-    letters are told p alone, as questions that read alike let expect it (`NewQuestions`). Training takes some questions
-    for new, with a p that knows nothing of their answers, so that the LM learns what such a p is worth.
+    letters are told p alone. Training takes some questions for new, with a p that knows nothing of their answers, so
+    that the LM learns what such a p is worth.
     """
 
+    intercepts: Tensor
+    slopes: Tensor
+
     def __init__(
-        self, lm: FrozenLM, trunk: PersonContext, questions: NewQuestions, n_tokens: dict[str, int], prefix: bool
+        self,
+        lm: FrozenLM,
+        trunk: PersonContext,
+        intercepts: Tensor,
+        slopes: Tensor,
+        questions: NewQuestions,
+        n_tokens: dict[str, int],
+        prefix: bool,
     ) -> None:
         super().__init__()
         self.n_person = len(trunk.z_mean)
         self.trunk = trunk
         self.questions = questions
+        self.register_buffer("intercepts", intercepts)
+        self.register_buffer("slopes", slopes)
         self.slot = Slot(lm, n_tokens, prefix)
         self.out = nn.Linear(2 * trunk.width, self.slot.most, bias=False)
         nn.init.normal_(self.out.weight, 0.0, 0.02)
@@ -102,33 +124,53 @@ class ContextualNetwork(nn.Module):
             named = lm.embed(letter_ids(lm, len(LETTERS))).float().cpu() / self.slot.scale
             letters[:, : n_tokens["letters"] * self.slot.width] = named.repeat(1, n_tokens["letters"])
         self.letters = nn.Parameter(letters)
+        self.by_logits = nn.Parameter(torch.zeros_like(letters))
         self.anchors = nn.ParameterDict({f: torch.zeros(ANCHORS, self.slot.most) for f in FORMATS if f != "letters"})
 
+    def expected(self, vectors: Tensor, h: Tensor, n_options: list[int], known: Tensor) -> Tensor:
+        """What the opinion model expects of people (N, D) or (C, N, D): logits (C, N, K), -inf beyond own options.
+
+        Questions are given by their number among the Q learned from, ``known`` (C,), or -1 and representation (C, 2H).
+        """
+        x = vectors if vectors.dim() == 3 else vectors.expand(len(h), -1, -1)
+        logits = x.new_full((*x.shape[:2], max(n_options)), float("-inf"))
+        asked, new = (known >= 0).nonzero()[:, 0], (known < 0).nonzero()[:, 0]
+        if len(asked):
+            own = self.intercepts[known[asked], None] + x[asked] @ self.slopes[known[asked]].transpose(1, 2)
+            k = min(own.shape[-1], logits.shape[-1])
+            logits[asked, :, :k] = own[..., :k]
+        if len(new):
+            found = self.questions(x[new], h[new], [n_options[c] for c in new.tolist()])
+            logits[new, :, : found.shape[-1]] = found
+        return logits
+
     def forward(
-        self,
-        vectors: Tensor,
-        h: Tensor,
-        format: str,
-        n_options: list[int] | None,
-        new: Tensor | None = None,
-        expected: Tensor | None = None,
+        self, vectors: Tensor, h: Tensor, format: str, expected: Tensor | None = None, new: Tensor | None = None
     ) -> Tensor | KeyValues:
         """Virtual tokens of people (N, D) or (C, N, D) in contexts (C, 2H).
 
-        Of letters, the questions flagged ``new`` (C,) are answered as ``expected``, logits (C, N, K).
+        For letters with what is ``expected``, logits (C, N, K), of questions some of which may be ``new`` (C,).
         """
         features = self.trunk(vectors, h, FORMATS.index(format))
         numbers = self.out(features)
-        if format == "letters":
-            logits = self.trunk.option_logits(features, n_options or [ANCHORS] * len(h))  # (C, N, K)
-            if new is not None and expected is not None:
-                flag = new[:, None, None]
-                numbers, logits = numbers.masked_fill(flag, 0.0), torch.where(flag, expected, logits)
-            p = torch.softmax(logits, -1)
-            numbers = numbers + p @ self.letters[: p.shape[-1]]
-        else:
-            numbers = numbers + torch.softmax(self.trunk.scale_readout(features), -1) @ self.anchors[format]
-        return self.slot(numbers, format)
+        if expected is not None:
+            if new is not None:
+                numbers = numbers.masked_fill(new[:, None, None], 0.0)
+            k, log_p = expected.shape[-1], expected.log_softmax(-1)
+            numbers = numbers + log_p.exp() @ self.letters[:k] + centred(log_p) @ self.by_logits[:k]
+            return self.slot(numbers, format)
+        return self.slot(numbers + torch.softmax(self.trunk.scale_readout(features), -1) @ self.anchors[format], format)
+
+
+def centred(log_p: Tensor) -> Tensor:
+    """Log-probabilities (..., K) of at least exp(-6) less their mean over a question's own options; 0 beyond these.
+
+    >>> centred(torch.tensor([0.8, 0.2, 0.0]).log())
+    tensor([ 0.6931, -0.6931,  0.0000])
+    """
+    own = torch.isfinite(log_p)
+    kept = torch.where(own, log_p.clamp(min=_LEAST), 0.0)
+    return torch.where(own, kept - kept.sum(-1, keepdim=True) / own.sum(-1, keepdim=True), 0.0)
 
 
 class PaperNetwork(nn.Module):
@@ -150,7 +192,7 @@ class PaperNetwork(nn.Module):
         self.register_buffer("mean", vectors.mean(0))
         self.register_buffer("std", vectors.std(0).clamp(min=1e-6))
 
-    def forward(self, vectors: Tensor, h: Tensor, format: str, n_options: list[int] | None) -> Tensor | KeyValues:
+    def forward(self, vectors: Tensor, h: Tensor, format: str) -> Tensor | KeyValues:
         """Virtual tokens of people (N, D) or (C, N, D), the same in all C contexts."""
         numbers = self.mlp((vectors - self.mean) / self.std)
         numbers = numbers if numbers.dim() == 3 else numbers.expand(len(h), -1, -1)
@@ -166,6 +208,6 @@ class ConstantNetwork(nn.Module):
         self.slot = Slot(lm, n_tokens, prefix)
         self.numbers = nn.Parameter(torch.zeros(self.slot.most))
 
-    def forward(self, vectors: Tensor, h: Tensor, format: str, n_options: list[int] | None) -> Tensor | KeyValues:
+    def forward(self, vectors: Tensor, h: Tensor, format: str) -> Tensor | KeyValues:
         """The same virtual tokens for people (N, D) or (C, N, D) in all C contexts."""
         return self.slot(self.numbers.expand(len(h), vectors.shape[-2], -1), format)

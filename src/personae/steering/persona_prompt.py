@@ -146,7 +146,7 @@ class PersonaPrompt(Steerer):
         path = None if checkpoint is None else Path(checkpoint)
         self.history_ = train(task, schedule, path, resume, progress)
         self.sharpness_ = task.sharpness()
-        self.known_ = frozenset(_mark(task.letters.prompts[j]) for j in task.usable)
+        self.known_ = {_mark(task.letters.prompts[j]): int(j) for j in task.usable}
         self.lm_fingerprint_ = self.lm_.fingerprint
         return self
 
@@ -172,7 +172,9 @@ class PersonaPrompt(Steerer):
             return ConstantNetwork(self.lm_, people.vectors_.shape[1], self.n_tokens_, prefix)
         assert self.text_model_ is not None
         trunk = self.text_model_.network_.without_dropout()
-        return ContextualNetwork(self.lm_, trunk, self.text_model_.new_, self.n_tokens_, prefix)
+        readout, columns = people._readout, people.question_index(task.survey.question_ids)
+        intercepts, slopes = (torch.as_tensor(x[columns]) for x in (readout.intercepts, readout.weights))
+        return ContextualNetwork(self.lm_, trunk, intercepts, slopes, self.text_model_.new_, self.n_tokens_, prefix)
 
     # answering -------------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -247,12 +249,11 @@ class PersonaPrompt(Steerer):
         self, prepared: Prepared, vectors: torch.Tensor, format: str, n_options: list[int] | None = None
     ) -> torch.Tensor | KeyValues:
         """Virtual tokens (C, N, T, H) of people (N, D) in C contexts; key/values a layer for ``prefix``."""
-        h, told = prepared.representation, {}
-        if isinstance(self.network_, ContextualNetwork) and format == "letters" and n_options is not None:
-            new = torch.tensor([_mark(prompt) not in self.known_ for prompt in prepared.prompts], device=h.device)
-            if new.any():
-                told = {"new": new, "expected": self.network_.questions(vectors, h, n_options)}
-        return self.network_(vectors, h, format, n_options, **told)
+        h, network = prepared.representation, self.network_
+        if not isinstance(network, ContextualNetwork) or format != "letters" or n_options is None:
+            return network(vectors, h, format)
+        known = torch.tensor([self.known_.get(_mark(prompt), -1) for prompt in prepared.prompts], device=h.device)
+        return network(vectors, h, format, network.expected(vectors, h, n_options, known), known < 0)
 
     def question_rows(self, question: Question, personas: Sequence[Persona], read: str = "letters") -> ChatRows:
         """One question as each persona is asked it, to be read by letters or texts, as `chat_rows` gives a chat."""
@@ -307,7 +308,7 @@ class PersonaPrompt(Steerer):
             "lm": self.lm_fingerprint_,
             "history": self.history_,
             "sharpness": self.sharpness_,
-            "known": sorted(self.known_),
+            "known": self.known_,
         }
         (folder / "steerer.json").write_text(json.dumps(about, indent=1))
 
@@ -340,13 +341,14 @@ class PersonaPrompt(Steerer):
             n_person = weights["trunk.person.0.weight"].shape[1]
             trunk = PersonContext(n_person, n_context, width, dropout=0.0, views=len(weights["trunk.h_mean"]))
             kept = {n.removeprefix("questions."): v for n, v in weights.items() if n.startswith("questions.")}
-            if not kept:
-                raise ValueError(f"{folder} is of an earlier version, which knew less of new questions; train it again")
-            self.network_ = ContextualNetwork(self.lm_, trunk, NewQuestions.from_state(kept), self.n_tokens_, prefix)
+            if "intercepts" not in weights:
+                raise ValueError(f"{folder} is of an earlier version, which told the LM less; train it again")
+            readouts, questions = (weights["intercepts"], weights["slopes"]), NewQuestions.from_state(kept)
+            self.network_ = ContextualNetwork(self.lm_, trunk, *readouts, questions, self.n_tokens_, prefix)
         self.network_.load_state_dict(weights)
         self.network_.to(self.lm_.device).eval()
         self.history_ = about["history"]
-        self.sharpness_, self.known_ = about["sharpness"], frozenset(about["known"])
+        self.sharpness_, self.known_ = about["sharpness"], about["known"]
         self.text_model_ = None
         return self
 

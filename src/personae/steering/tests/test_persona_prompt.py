@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from personae.data.survey import Question, Survey
 from personae.evaluation.plan import make_plan
-from personae.lm.prompts import PLACEMENTS, chat_prompt, reply_ids, text_prompt
+from personae.lm.prompts import PLACEMENTS, chat_prompt, letters_prompt, reply_ids, text_prompt
 from personae.lm.reading import option_logits, prepare, read, text_log_probs
 from personae.lm.tiny import tiny_lm
 from personae.people.opinion_model import OpinionModel
@@ -175,7 +175,7 @@ def test_a_new_question_is_told_what_to_expect_of_it(lm, camps):
     np.testing.assert_array_equal(answers()[:-1], before[:-1])
     # Its virtual tokens are the words of what is expected, and the trunk has no say.
     with torch.no_grad():
-        steerer.network_.trunk.scale_readout.weight.mul_(-3)
+        steerer.network_.out.weight.mul_(-3)
         assert not np.allclose(answers()[:-1], before[:-1])
         np.testing.assert_allclose(answers()[-1], root / root.sum(), rtol=1e-4)
         steerer.network_.letters.mul_(-3)
@@ -184,10 +184,24 @@ def test_a_new_question_is_told_what_to_expect_of_it(lm, camps):
     assert (steerer.predict_proba([me], [renamed]) == steerer.predict_proba([me], [known[0]])).all()
 
 
+def test_of_a_question_it_learned_from_the_lm_is_told_what_the_opinion_model_expects(lm, mixed, people):
+    steerer = PersonaPrompt(lm, steps=1).fit(mixed, people, progress=False)
+    asked, n = mixed.questions, mixed.n_options.tolist()
+    prepared = prepare(lm, [letters_prompt(lm, q.text, q.options, steerer.placement_) for q in asked])
+    vectors = torch.as_tensor(people.vectors_[:5]).float()
+    logits = steerer.network_.expected(vectors, prepared.representation, n, torch.arange(len(n)))
+    told = logits.softmax(-1).transpose(0, 1).numpy()
+    np.testing.assert_allclose(told, people.predict_proba(people.vectors_[:5], mixed.question_ids), atol=1e-5)
+    # One that is new in between changes nothing for the others.
+    some = steerer.network_.expected(vectors, prepared.representation, n, torch.tensor([-1, *range(1, len(n))]))
+    torch.testing.assert_close(some[1:], logits[1:])
+    assert not torch.allclose(some[0], logits[0])
+
+
 def test_what_an_earlier_version_saved_is_refused(lm, mixed, people, tmp_path):
     steerer = PersonaPrompt(lm, steps=1).fit(mixed, people, progress=False)
     steerer.save(tmp_path)
-    kept = {n: v for n, v in steerer.network_.state_dict().items() if not n.startswith("questions.")}
+    kept = {n: v for n, v in steerer.network_.state_dict().items() if n not in ("intercepts", "slopes")}
     save_file(kept, tmp_path / "network.safetensors")
     with pytest.raises(ValueError, match=r"earlier version.*train it again"):
         PersonaPrompt.load(tmp_path, lm=lm)
@@ -498,6 +512,10 @@ class Recorder(torch.nn.Module):
     @property
     def questions(self):
         return self.inner.questions
+
+    @property
+    def expected(self):
+        return self.inner.expected
 
     def forward(self, vectors, *more, **told):
         self.seen.append(vectors.reshape(-1, vectors.shape[-1]))
