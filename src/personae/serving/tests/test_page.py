@@ -32,18 +32,19 @@ class Visit:
     """A page, and what it should not have done."""
 
     def __init__(self, page: Page) -> None:
-        self.page, self.complaints, self.asked = page, [], []
+        self.page, self.complaints, self.forgiven, self.asked = page, [], [], []
         page.on("console", self._console)
         page.on("pageerror", lambda error: self.complaints.append(str(error)))
         page.on("request", lambda request: self.asked.append(request.url))
 
     def _console(self, message: ConsoleMessage) -> None:
-        if message.type in ("error", "warning"):
+        if message.type in ("error", "warning") and not any(words in message.text for words in self.forgiven):
             self.complaints.append(message.text)
 
     def forgive(self, words: str) -> None:
-        """What the browser itself writes of a reply that is an error."""
+        """What the browser itself writes of a reply that is an error, also of one that is still on its way."""
         assert any(words in c for c in self.complaints)
+        self.forgiven.append(words)
         self.complaints = [c for c in self.complaints if words not in c]
 
     def panel(self, name: str):
