@@ -186,9 +186,11 @@ class Bundle:
 
         if "cohorts" in self and (mine := next((p for p in self.cohorts if p.name == name), None)) is not None:
             return mine
-        everybody = self.everybody if "everybody" in self else self.people.respondent_ids_
-        if name in everybody:
-            return self.everybody[name] if "everybody" in self else self.people[name]
+        if "everybody" in self:
+            if name in self.everybody:
+                return self.everybody[name]
+        elif name in self.people.respondent_ids_:
+            return self.people[name]
         if not name.startswith("trait:"):
             return None
         trait, equals, value = name.removeprefix("trait:").partition("=")

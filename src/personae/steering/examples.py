@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -156,9 +156,8 @@ class AnswersAndTalk:
         # questions of this survey are mostly answered with.
         new = rng.random(len(asked)) < _NEW
         turned = torch.as_tensor(new & (rng.random(len(asked)) < 0.5))
-        n_options = torch.as_tensor(self.survey.n_options[asked].astype(np.int64))
-        logits = self._logits(asked, who, new, lambda told: reverse(told, n_options, turned))
-        return _cross_entropy(logits, reverse(target, n_options, turned)), who.size
+        target = reverse(target, self.survey.n_options[asked].tolist(), turned)
+        return _cross_entropy(self._logits(asked, who, new, turned), target), who.size
 
     def _texts(self, rng: np.random.Generator) -> tuple[Tensor, int]:
         at, asked, who = self._some_spoken(rng, 2, 8)
@@ -216,10 +215,10 @@ class AnswersAndTalk:
         asked: np.ndarray,
         who: np.ndarray,
         new: np.ndarray | None = None,
-        put: Callable[[Tensor], Tensor] = lambda told: told,
+        turned: Tensor | None = None,
     ) -> Tensor:
-        """Logits (C, N, K) of questions (C,) for people (C, N); those flagged ``new`` are taken for new ones, and what
-        the LM is told of them goes through ``put``."""
+        """Logits (C, N, K) of questions (C,) for people (C, N); those flagged ``new`` are taken for new ones, of which
+        the LM is told in reverse if they are flagged ``turned``, too."""
         prepared = self.letters.select(asked.tolist())
         options = [self.survey.questions[j].options for j in asked]
         if self.recipe != "contextual":
@@ -229,7 +228,8 @@ class AnswersAndTalk:
         expected, taken = network.expected(vectors, prepared.representation, n, at), None
         if new is not None:
             taken = torch.as_tensor(new, device=vectors.device)
-            left_out = put(network.questions.left_out(vectors, at, n))
+            left_out = network.questions.left_out(vectors, at, n)
+            left_out = left_out if turned is None else reverse(left_out, n, turned)
             expected = torch.where(taken[:, None, None], left_out, expected)
         virtual = network(vectors, prepared.representation, "letters", expected, taken)
         return option_logits(self.lm, prepared, virtual, options)
@@ -260,25 +260,25 @@ def _rows(survey: Survey, people: OpinionModel) -> np.ndarray:
     return rows
 
 
-def reverse(x: Tensor, n_options: Tensor, turned: Tensor) -> Tensor:
+def reverse(x: Tensor, n_options: list[int], turned: Tensor) -> Tensor:
     """Last option first, of the flagged questions.
 
     Parameters
     ----------
     x : Tensor (C, N, K)
         Of questions, people and options; what is beyond a question's own options stays there.
-    n_options : int Tensor (C,)
+    n_options : list of C int
     turned : bool Tensor (C,)
 
     Examples
     --------
     >>> x = torch.tensor([[[5.0, 6.0, 7.0, 0.0]], [[1.0, 2.0, 3.0, 4.0]]])
-    >>> reverse(x, torch.tensor([3, 4]), torch.tensor([True, False])).tolist()
+    >>> reverse(x, [3, 4], torch.tensor([True, False])).tolist()
     [[[7.0, 6.0, 5.0, 0.0]], [[1.0, 2.0, 3.0, 4.0]]]
     """
-    n_options, turned = n_options.to(x.device)[:, None], turned.to(x.device)[:, None]
+    own, turned = torch.tensor(n_options, device=x.device)[:, None], turned.to(x.device)[:, None]
     place = torch.arange(x.shape[-1], device=x.device).expand(len(x), -1)  # (C, K)
-    place = torch.where(turned & (place < n_options), n_options - 1 - place, place)
+    place = torch.where(turned & (place < own), own - 1 - place, place)
     return x.gather(-1, place[:, None].expand_as(x))
 
 
