@@ -9,10 +9,13 @@ from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 import numpy as np
 import pytest
 import uvicorn
+from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
-from personae import Bundle, Cohorts, OpinionModel, load_sample
+from personae import Bundle, Cohorts, OpinionModel, Survey, load_sample
 from personae.data.survey import Question
+from personae.lm.frozen import FrozenLM
+from personae.lm.tiny import tiny_lm
 from personae.people.persona import Persona
 from personae.serving.app import create_app
 from personae.serving.backend import Busy, Piece, Sampling
@@ -130,23 +133,47 @@ def client(serve) -> TestClient:
 
 
 @pytest.fixture
-def live(bundle, store, echo) -> Iterator[Callable[..., str]]:
-    """URLs of servers that really listen: ``live(rules, deadline=...)``."""
+def listen() -> Iterator[Callable[..., str]]:
+    """URLs of applications that really listen: ``listen(app, seconds for what runs at the end)``."""
     running: list[tuple[uvicorn.Server, threading.Thread]] = []
 
-    def live(rules: Rules | None = None, backend: object = echo, **how) -> str:
-        app = create_app(bundle, store, backend, rules, **how)  # type: ignore[arg-type]
+    def listen(app: FastAPI, grace: int = 5) -> str:
         listening = socket.create_server(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=5))
+        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", timeout_graceful_shutdown=grace))
         thread = threading.Thread(target=server.run, args=([listening],))
         thread.start()
         running.append((server, thread))
         return f"http://127.0.0.1:{listening.getsockname()[1]}"
 
-    yield live
+    yield listen
     for server, thread in running:
         server.should_exit = True
         thread.join()
+
+
+@pytest.fixture
+def live(bundle, store, echo, listen) -> Callable[..., str]:
+    """URLs of servers that really listen: ``live(rules, deadline=...)``."""
+
+    def live(rules: Rules | None = None, backend: object = echo, **how) -> str:
+        return listen(create_app(bundle, store, backend, rules, **how))  # type: ignore[arg-type]
+
+    return live
+
+
+@pytest.fixture(scope="module")
+def survey() -> Survey:
+    return load_sample()
+
+
+@pytest.fixture(scope="module")
+def people(survey: Survey) -> OpinionModel:
+    return OpinionModel(n_components=4).fit(survey)
+
+
+@pytest.fixture(scope="module")
+def lm() -> FrozenLM:
+    return tiny_lm("llama")
 
 
 def eventually(happened: Callable[[], bool], seconds: float = 10.0) -> bool:

@@ -8,12 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from personae import OpinionModel, PersonaPrompt, Survey, load_sample
+from personae import OpinionModel, PersonaPrompt, Survey
 from personae.data.survey import Question
 from personae.lm import generation
 from personae.lm.frozen import FrozenLM
 from personae.lm.prompts import Prompt, plain_prompt
-from personae.lm.tiny import tiny_lm
 from personae.people.persona import Persona
 from personae.serving.backend import Sampling
 from personae.serving.local import LocalBackend
@@ -22,21 +21,6 @@ from personae.steering.text import TextPrompt
 CHAT = [{"role": "user", "content": "Roads?"}]
 LONGER = [*CHAT, {"role": "assistant", "content": "Yes."}, {"role": "user", "content": "Why? Roads or schools?"}]
 HOW = {"temperature": 1.0, "top_p": 0.9}
-
-
-@pytest.fixture(scope="module")
-def survey() -> Survey:
-    return load_sample()
-
-
-@pytest.fixture(scope="module")
-def people(survey: Survey) -> OpinionModel:
-    return OpinionModel(n_components=4).fit(survey)
-
-
-@pytest.fixture(scope="module")
-def lm() -> FrozenLM:
-    return tiny_lm("llama")
 
 
 @pytest.fixture(scope="module")

@@ -9,19 +9,17 @@ import io
 import json
 import math
 import socket
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import anyio
 import numpy as np
 import pytest
 import torch
-import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from personae import OpinionModel, PersonaPrompt, Survey, load_sample
+from personae import OpinionModel, PersonaPrompt, load_sample
 from personae.data.survey import Question
 from personae.lm.frozen import FrozenLM
 from personae.lm.tiny import tiny_lm
@@ -164,40 +162,6 @@ def error(status: int, message: str, **headers: str) -> JSONResponse:
     return JSONResponse({"error": {"message": message, "code": status}}, status, headers)
 
 
-@pytest.fixture
-def listen() -> Iterator[Callable[[FakeVllm], str]]:
-    """URLs of servers that really listen."""
-    running: list[tuple[uvicorn.Server, threading.Thread]] = []
-
-    def listen(fake: FakeVllm) -> str:
-        listening = socket.create_server(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(fake.app, log_level="warning", timeout_graceful_shutdown=1))
-        thread = threading.Thread(target=server.run, args=([listening],))
-        thread.start()
-        running.append((server, thread))
-        return f"http://127.0.0.1:{listening.getsockname()[1]}"
-
-    yield listen
-    for server, thread in running:
-        server.should_exit = True
-        thread.join()
-
-
-@pytest.fixture(scope="module")
-def survey() -> Survey:
-    return load_sample()
-
-
-@pytest.fixture(scope="module")
-def people(survey: Survey) -> OpinionModel:
-    return OpinionModel(n_components=4).fit(survey)
-
-
-@pytest.fixture(scope="module")
-def lm() -> FrozenLM:
-    return tiny_lm("llama")
-
-
 @pytest.fixture(scope="module")
 def train(lm, survey, people) -> Callable[..., PersonaPrompt]:
     """``train(placement)``; each is trained once."""
@@ -241,7 +205,7 @@ async def said(pieces: Any) -> tuple[str, Any]:
 # equal to local --------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("placement", ["late", "system", "before"])
 def test_replies_are_those_of_the_local_backend(train, listen, fake, people, placement):
-    steerer, url = train(placement), listen(fake)
+    steerer, url = train(placement), listen(fake.app, 1)
     who = [people[name] for name in people.respondent_ids_[:3]]
 
     async def work(backend):
@@ -260,7 +224,7 @@ def test_a_base_models_turn_ends_with_its_line(train, listen, people):
     base = tiny_lm("llama", chat=False, seed=3)
     fake, steerer = FakeVllm(base), train("late", base)
     base_next, lines = fake.next, [base.tokens("\n")[0], *base.tokens(" roads"), base.tokens("\n")[0], 9, 9]
-    url = listen(fake)
+    url = listen(fake.app, 1)
     backend_check = VllmBackend(steerer, url)
 
     async def work(_):
@@ -284,7 +248,7 @@ def test_a_base_models_turn_ends_with_its_line(train, listen, people):
 @pytest.mark.parametrize(("read", "n", "q"), [("letters", 20, 17), ("text", 3, 2)])  # beyond one request, one block
 @pytest.mark.parametrize("placement", ["late", "system"])
 def test_answers_are_those_of_the_local_backend(train, listen, fake, survey, people, placement, read, n, q):
-    steerer, url = train(placement), listen(fake)
+    steerer, url = train(placement), listen(fake.app, 1)
     everybody = [people[name] for name in people.respondent_ids_[:n]]
     questions = [NEW, *survey.questions[: q - 1]]
 
@@ -336,7 +300,7 @@ def other_tokenizer(fake):
 def test_a_server_that_does_not_fit_is_refused_at_the_start(train, listen, fake, change, sentence):
     change(fake)
     with pytest.raises((ValueError, Unavailable), match=sentence):
-        VllmBackend(train(), listen(fake))
+        VllmBackend(train(), listen(fake.app, 1))
 
 
 def test_nobody_is_there(train):
@@ -361,7 +325,7 @@ def test_the_model_and_the_key_that_are_given_are_used(train, listen, fake, peop
     async def work(backend):
         return await said(backend.chat(CHAT, people["r0001"], Sampling(3)))
 
-    url = listen(fake)
+    url = listen(fake.app, 1)
     through(lambda: VllmBackend(train(), url, "secret", "b"), work)
     assert {body["model"] for _, body in fake.bodies} == {"b"}
 
@@ -381,7 +345,7 @@ def failing(train, listen, fake, people, change, **how) -> Exception:
         assert backend.load()["running"] == backend.load()["waiting"] == 0
         return reply.value
 
-    url = listen(fake)
+    url = listen(fake.app, 1)
     return through(lambda: VllmBackend(train(), url, **how), work)
 
 
@@ -442,7 +406,7 @@ def test_a_connection_that_is_not_made_is_tried_again(train, listen, fake, peopl
     async def work(backend):
         return await said(backend.chat(CHAT, people["r0001"], Sampling(3)))
 
-    url = listen(fake)
+    url = listen(fake.app, 1)
     text, _ = through(lambda: VllmBackend(train(), url), work)
     assert text
     assert len(tries) == 2
@@ -467,7 +431,7 @@ def test_no_row_that_is_not_finite_is_sent(train, listen, fake, people, bad):
         text, _ = await said(backend.complete("Roads", None, Sampling(3)))  # the LM itself is well
         return text
 
-    url = listen(fake)
+    url = listen(fake.app, 1)
     assert through(lambda: VllmBackend(steerer, url), work)
 
 
@@ -479,7 +443,7 @@ def test_what_is_too_long_for_the_server_is_refused_here(train, listen, fake, pe
                 await said(backend.complete("Roads? " * words, people["r0001"], Sampling(new)))
             assert len(fake.bodies) == sent
 
-    url = listen(fake)
+    url = listen(fake.app, 1)
     through(lambda: VllmBackend(train(), url), work)
 
 
@@ -503,7 +467,7 @@ def test_as_many_at_once_as_allowed_and_then_busy(train, listen, fake, people):
         assert (fake.most, len(set(texts))) == (2, 1)
         return backend.load()
 
-    url = listen(fake)
+    url = listen(fake.app, 1)
     load = through(lambda: VllmBackend(train(), url, max_concurrent=2, max_waiting=3), work)
     assert (load["replies_total"], load["refused_total"], load["running"], load["waiting"]) == (5, 1, 0, 0)
     assert load["tokens_total"] == 20
@@ -521,7 +485,7 @@ def test_who_leaves_ends_the_work_there(train, listen, fake, people):
         await until(lambda: fake.left == 2)
         return backend.load()
 
-    url = listen(fake)
+    url = listen(fake.app, 1)
     load = through(lambda: VllmBackend(train(), url), work)
     assert (load["cancelled_total"], load["running"]) == (2, 0)
 
@@ -540,7 +504,7 @@ def test_a_chat_that_several_are_in_is_read_once(train, listen, fake, people, mo
     async def work(backend):
         return await asyncio.gather(*(said(backend.chat(CHAT, p, Sampling(3))) for p in who))
 
-    url = listen(fake)
+    url = listen(fake.app, 1)
     through(lambda: VllmBackend(train(), url), work)
     assert sum(calls) == 8
     assert len(calls) <= 3  # the first may have begun alone
@@ -553,7 +517,7 @@ def test_a_persona_of_another_model_harms_nobody_else(train, listen, fake, peopl
         asked = [said(backend.chat(CHAT, who, Sampling(4))) for who in (me, other, me)]
         return await asyncio.gather(*asked, return_exceptions=True)
 
-    url = listen(fake)
+    url = listen(fake.app, 1)
     first, wrong, third = through(lambda: VllmBackend(train(), url), work)
     assert isinstance(wrong, ValueError)
     assert "numbers" in str(wrong)
@@ -574,7 +538,7 @@ def test_the_end_lets_what_runs_end_and_then_breaks_it_off(train, listen, fake, 
         await closing
         return backend.load()
 
-    url = listen(fake)
+    url = listen(fake.app, 1)
     load = through(lambda: VllmBackend(train(), url), work)
     assert (load["alive"], load["failed_total"], load["running"]) == (0, 1, 0)
 
@@ -592,14 +556,14 @@ def test_the_end_waits_for_what_ends_in_time(train, listen, fake, people):
         assert text
         return finish
 
-    url = listen(fake)
+    url = listen(fake.app, 1)
     assert through(lambda: VllmBackend(train(), url), work) == "length"
 
 
 # the library -----------------------------------------------------------------------------------------------------
 def test_a_steerer_of_the_library_answers_and_talks_there(train, listen, fake, survey, people):
     steerer, who = train(), [people[name] for name in people.respondent_ids_[:3]]
-    with VllmSteerer(steerer, listen(fake)) as remote:
+    with VllmSteerer(steerer, listen(fake.app, 1)) as remote:
         found = remote.answer(NEW.text, NEW.options, who)
         np.testing.assert_allclose(found, steerer.answer(NEW.text, NEW.options, who), atol=1e-5)
         p = remote.predict_proba(who, survey.questions[:2], "text")

@@ -18,7 +18,7 @@ import httpx
 import numpy as np
 import pytest
 
-from personae import OpinionModel, PersonaPrompt, Survey, load_sample
+from personae import OpinionModel, PersonaPrompt, Survey
 from personae.data.survey import Question
 from personae.lm.frozen import FrozenLM
 from personae.lm.names import resolve
@@ -74,11 +74,6 @@ def wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
         except httpx.TransportError:
             time.sleep(1)
     pytest.fail(f"vLLM did not start:\n{log.read_text()[-3000:]}")
-
-
-@pytest.fixture(scope="module")
-def survey() -> Survey:
-    return load_sample()
 
 
 @pytest.fixture(scope="module")
