@@ -24,6 +24,7 @@ _ASK = "{} Tell me in one sentence."
 _BATCH = 16  # replies decoded together
 _TOKENS = 40
 _EXAMPLES = 10
+_QUESTIONS = 40  # replies to one question are decoded together, so few questions are fast
 
 
 def replies(steerer: Steerer, personas: Sequence[Persona], questions: Sequence[Question]) -> list[str]:
@@ -83,6 +84,7 @@ def stances(lm: FrozenLM, texts: Sequence[str], questions: Sequence[Question]) -
 def stance_agreement(fitted: Fitted, cell: Cell, n: int = 200, seed: int = 0) -> list[dict[str, Any]]:
     """Share of replies that stand for the option the person gave, for the steered LM and its controls.
 
+    Of at most 40 questions, so that many replies to each are decoded together.
     The last row is the true answer itself, put in a sentence: the ceiling of what can be read from a reply.
 
     Returns
@@ -91,6 +93,8 @@ def stance_agreement(fitted: Fitted, cell: Cell, n: int = 200, seed: int = 0) ->
         row, agreement with low and high (95 %, bootstrap over people), different (how many replies differ), n, and
         ``examples``.
     """
+    few = np.random.default_rng(seed).permutation(np.unique(cell.pairs.question))[:_QUESTIONS]
+    cell = cell[np.flatnonzero(np.isin(cell.pairs.question, few))]
     cell = cell[cell.pairs.sampled(n, seed)]
     pairs, group = cell.pairs, fitted.group(cell)
     mine = [
