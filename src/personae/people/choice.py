@@ -11,7 +11,7 @@ from personae.people.als import Factorization, by_row, factorize
 from personae.people.answers import Scale
 from personae.people.readout import Readout, fit_readout
 
-DIMENSIONS = (4, 8, 16)
+DIMENSIONS = (4, 8, 16, 32)
 STRENGTHS = (100.0, 300.0, 1000.0)
 CONFIDENCES = (0.0, 0.1, 0.2, 0.35, 0.5, 0.7, 1.0)
 _CONFIDENCE_STRENGTH = 4.0  # nats that the held-out answers must bring for full confidence

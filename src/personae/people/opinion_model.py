@@ -32,7 +32,7 @@ class OpinionModel(BaseEstimator):
     Parameters
     ----------
     n_components : int or "auto"
-        Dimension d of u and q; a person vector has d + 1 numbers. "auto" doubles it from 4 to at most 16 as long as
+        Dimension d of u and q; a person vector has d + 1 numbers. "auto" doubles it from 4 to at most 32 as long as
         a held-out tenth of the answers is predicted more than 0.2 % better (RMSE).
     random_state : int
         Seeds the starting factors and the inner split.
