@@ -71,7 +71,7 @@ def converse() -> None:
     help="Our own, or the second paper's.",
 )
 @_number("--prompts", 4, "Prompts of the bank; 1 is one prompt that the context shifts.")
-@_number("--tokens", 8, "Virtual tokens of each.")
+@_number("--tokens", 8, "Virtual tokens of each, most of which they share.")
 @click.option(
     "--placement",
     type=click.Choice(["prefix", "before", "system", "late"]),
@@ -127,7 +127,9 @@ def train(
 
     from personae.steering.selective import Selective
 
-    steerer = Selective(lm, recipe, prompts, tokens, placement, selection=selection, steps=steps, random_state=seed)
+    steerer = Selective(
+        lm, recipe, prompts, tokens, placement=placement, selection=selection, steps=steps, random_state=seed
+    )
     try:
         steerer.fit(dialogues, checkpoint=checkpoint, resume=resume, progress=True)
     except KeyboardInterrupt:
@@ -204,6 +206,22 @@ def _read(path: str, format: str | None = None) -> tuple[Dialogues, dict[str, An
 @_number("--swapped", 1000, "Of these, with somebody else's persona, too.", least=0)
 @_number("--replies", 1000, "Contexts that every row replies to.", least=2)
 @click.option(
+    "--temperature",
+    metavar="T",
+    type=click.FloatRange(0),
+    default=0.0,
+    show_default=True,
+    help="Of the replies; 0 is greedy. Replies that were made otherwise are kept for the next call.",
+)
+@click.option(
+    "--top-p",
+    metavar="P",
+    type=click.FloatRange(0, 1, min_open=True),
+    default=1.0,
+    show_default=True,
+    help="Draw from the likeliest words that have this share.",
+)
+@click.option(
     "--budget",
     metavar="MINUTES",
     type=click.FloatRange(0, min_open=True),
@@ -229,6 +247,8 @@ def evaluate(
     contexts: int | None,
     swapped: int,
     replies: int,
+    temperature: float,
+    top_p: float,
     budget: float | None,
     lm: str,
     prompts: int,
@@ -243,7 +263,7 @@ def evaluate(
     """Train every way to reply on DIALOGUES, and compare them in the same contexts.
 
     From the raw language model to selective prompt tuning and fine-tuning: NLL of the true reply, with its own persona
-    and with somebody else's; greedy replies, how near they are to the true one and how varied; use of the prompts.
+    and with somebody else's; replies, how near they are to the true one and how varied; use of the prompts.
     Four rows without a model (human, constant, copy, random) say what a figure is worth. 95 % intervals by bootstrap
     over dialogues.
 
@@ -275,6 +295,8 @@ def evaluate(
         tokens,
         steps,
         seed,
+        temperature=temperature,
+        top_p=top_p,
         budget=budget,
         encoder=None if encoder is None else SentenceEncoder.load(encoder),
         bert=None if bert is None else BertScore.load(bert, bert_layer),
@@ -304,12 +326,12 @@ def _list(rows: dict[str, Any], as_json: bool) -> None:
 
 
 def _print(found: dict[str, Any]) -> None:
-    from personae.evaluation.talk_table import use_table, wide
+    from personae.evaluation.talk_table import decoded, use_table, wide
 
     sizes = found["sizes"]
     click.echo(
         f"{sizes['contexts']:,} true replies, {sizes['swapped']:,} of them with somebody else's persona, too; "
-        f"{sizes['replies']:,} greedy replies\n"
+        f"{sizes['replies']:,} {decoded(found['settings'])}\n"
     )
     tables = [wide(found)] + ([use_table(found["prompts"])] if found["prompts"] else [])
     for headers, lines in tables:

@@ -7,6 +7,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,29 @@ _TOGETHER = 4  # dialogues of one pass: the turns of a dialogue cost as much as 
 _BLOCK = 40  # dialogues of a file that is kept
 _SPOKEN, _CHATS = 64, 16  # replies of a file that is kept, and of one batch
 
+
+@dataclass(frozen=True)
+class Decoding:
+    """How replies are made.
+
+    Attributes
+    ----------
+    new_tokens : int
+        Of a reply at most.
+    temperature, top_p : float
+        As of `personae.lm.generation.stream`: 0 is greedy.
+    """
+
+    new_tokens: int = 32
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+    @property
+    def kind(self) -> str:
+        """The folder of replies that were made so."""
+        return f"drawn-{self.temperature:g}-{self.top_p:g}" if self.temperature else "spoken"
+
+
 Own = tuple[TalkRow, Speaker]
 Contexts = dict[tuple[Prompt, ...], Prepared]
 
@@ -45,6 +69,8 @@ def converse(
     steps: int = 400,
     seed: int = 0,
     new_tokens: int = 32,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
     budget: float | None = None,
     encoder: SentenceEncoder | None = None,
     bert: BertScore | None = None,
@@ -67,7 +93,9 @@ def converse(
     steps : int
         Training steps at most, of eight replies each.
     new_tokens : int
-        Tokens of a reply at most; decoding is greedy.
+        Tokens of a reply at most.
+    temperature, top_p : float
+        Of the replies; 0 is greedy. Replies of the same folder that were made otherwise are kept, and in no table.
     budget : float, optional
         Minutes for everything that is measured, training not counted. If the plan takes longer, all rows get the same
         smaller sample of it; ``sizes`` says how small.
@@ -98,20 +126,21 @@ def converse(
         "version": personae.__version__,
     }
     claim(out, identity)
+    decoding = Decoding(new_tokens, temperature, top_p)
     started = time.monotonic()
     trained = Trained(plan, lm, out / "steerers", n_prompts, n_tokens, steps, seed, progress, say)
     for one in wanted:
         one.speaker(trained, one.name)
     groups = [[r for r in wanted if not r.fine_tuned], *([r] for r in wanted if r.fine_tuned)]
     if budget is not None:
-        plan = _affordable(plan, trained, [g for g in groups if g], out, 60 * budget, new_tokens, say)
+        plan = _affordable(plan, trained, [g for g in groups if g], out, 60 * budget, decoding, say)
         trained.plan = plan
     for group in groups:  # a fine-tuned LM is held only while it speaks
         speakers = [(row, row.speaker(trained, row.name)) for row in group]
         for kind in ("own", "swapped"):
             _read_all(plan, trained, speakers, out, kind, say)
-        _speak_all(plan, trained, speakers, out, new_tokens, say)
-    measured = {row.name: whole for row in talk_rows(plan) if (whole := _kept(plan, row, out)) is not None}
+        _speak_all(plan, trained, speakers, out, decoding, say)
+    measured = {row.name: whole for row in talk_rows(plan) if (whole := _kept(plan, row, out, decoding)) is not None}
     taken_on = machine(torch.get_num_threads(), "torch", "transformers")
     versions = taken_on.pop("versions")
     found: dict[str, Any] = {
@@ -120,6 +149,8 @@ def converse(
             **plan.settings,
             "rows": None if rows is None else list(rows),
             "budget": budget,
+            "temperature": temperature,
+            "top_p": top_p,
             **(about or {}),
         },
         "sizes": {
@@ -201,21 +232,21 @@ def _speak_all(
     trained: Trained,
     speakers: Sequence[Own],
     out: Path,
-    new_tokens: int,
+    decoding: Decoding,
     say: Callable[[str], None],
 ) -> None:
     """Replies of every row, different chats in one batch."""
     for row, speaker in speakers:
         for number, start in enumerate(range(0, len(plan.spoken), _SPOKEN)):
             places = plan.spoken[start : start + _SPOKEN]
-            if _get(_path(out, "spoken", row.name, number), places) is None:
+            path = _path(out, decoding.kind, row.name, number)
+            if _get(path, places) is None:
                 say(f"{row.name}: replies {start + 1:,} to {start + len(places):,} of {len(plan.spoken):,}")
-                table = _speak(plan, trained, row, speaker, places, new_tokens)
-                write(_path(out, "spoken", row.name, number), table)
+                write(path, _speak(plan, trained, row, speaker, places, decoding))
 
 
 def _speak(
-    plan: TalkPlan, trained: Trained, row: TalkRow, speaker: Speaker, places: Sequence[int], new_tokens: int
+    plan: TalkPlan, trained: Trained, row: TalkRow, speaker: Speaker, places: Sequence[int], decoding: Decoding
 ) -> pd.DataFrame:
     """Replies of one row: example, text, and whether it stopped by itself."""
     chats = {i: row.told(trained, within(speaker.lm, plan.examples[i])) for i in places}
@@ -224,7 +255,17 @@ def _speak(
     for start in range(0, len(order), _CHATS):
         some = order[start : start + _CHATS]
         rows = speaker.rows([chats[i] for i in some])
-        texts, stopped = finish(stream(speaker.lm, rows.prompts, rows.virtual, new_tokens, mixed=rows.mixed))
+        made = stream(
+            speaker.lm,
+            rows.prompts,
+            rows.virtual,
+            decoding.new_tokens,
+            decoding.temperature,
+            decoding.top_p,
+            seeds=some,  # the same draws for every row, whatever the batch
+            mixed=rows.mixed,
+        )
+        texts, stopped = finish(made)
         found.append(pd.DataFrame({"example": some, "text": texts, "stopped": stopped}))
     return pd.concat(found).set_index("example").loc[list(places)].reset_index()
 
@@ -242,7 +283,7 @@ def _get(path: Path, places: Sequence[int]) -> pd.DataFrame | None:
     return table if table["example"].tolist() == list(places) else None
 
 
-def _kept(plan: TalkPlan, row: TalkRow, out: Path) -> Measured | None:
+def _kept(plan: TalkPlan, row: TalkRow, out: Path, decoding: Decoding) -> Measured | None:
     """Everything of a row, if all of it is there."""
 
     def whole(kind: str, blocks: Iterator[Sequence[int]]) -> pd.DataFrame | None:
@@ -254,7 +295,7 @@ def _kept(plan: TalkPlan, row: TalkRow, out: Path) -> Measured | None:
         return (range(block.start, block.stop) for block in passes(plan.examples[:n], _BLOCK))
 
     own = whole("own", of_dialogues(plan.contexts))
-    spoken = whole("spoken", (plan.spoken[i : i + _SPOKEN] for i in range(0, len(plan.spoken), _SPOKEN)))
+    spoken = whole(decoding.kind, (plan.spoken[i : i + _SPOKEN] for i in range(0, len(plan.spoken), _SPOKEN)))
     swapped = whole("swapped", of_dialogues(plan.swapped)) if row.persona and plan.swapped else None
     if own is None or spoken is None or (swapped is None and row.persona and plan.swapped):
         return None
@@ -274,7 +315,7 @@ def _affordable(
     groups: Sequence[Sequence[TalkRow]],
     out: Path,
     seconds: float,
-    new_tokens: int,
+    decoding: Decoding,
     say: Callable[[str], None],
 ) -> TalkPlan:
     """The plan, or so large a sample of it that all rows are measured in the time; the same when the run goes on."""
@@ -291,7 +332,7 @@ def _affordable(
             begin = time.monotonic()
             _read(plan, trained, row, speaker, range(first.stop), False, contexts)
             middle = time.monotonic()
-            _speak(plan, trained, row, speaker, some, new_tokens)
+            _speak(plan, trained, row, speaker, some, decoding)
             share = 1 + row.persona * plan.swapped / plan.contexts
             reading += share * (middle - begin) / first.stop
             speaking += (time.monotonic() - middle) / len(some)

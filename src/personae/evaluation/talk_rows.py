@@ -297,6 +297,12 @@ def contextual(trained: Trained, name: str) -> Speaker:
     return trained.bank(name, n_prompts=1)
 
 
+@row("contextual prompt, K x n tokens")
+def contextual_long(trained: Trained, name: str) -> Speaker:
+    """The same with as many tokens as a bank of K has together: what SPT is without selection."""
+    return trained.bank(name, n_prompts=1, n_tokens=trained.n_prompts * trained.n_tokens)
+
+
 @row("K prompts, one at random")
 def at_random(trained: Trained, name: str) -> Speaker:
     """The default recipe with a random choice."""

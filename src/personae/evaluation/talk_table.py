@@ -231,6 +231,20 @@ def _between(line: dict[str, Any]) -> str:
     return f"{numbers[0]} ({numbers[1]} to {numbers[2]})" if len(numbers) == 3 else "".join(numbers)
 
 
+def decoded(settings: dict[str, Any]) -> str:
+    """How the replies were made.
+
+    >>> decoded({"temperature": 1.0, "top_p": 0.9})
+    'replies drawn at temperature 1 (top-p 0.9)'
+    """
+    temperature = settings.get("temperature")
+    return (
+        f"replies drawn at temperature {temperature:g} (top-p {settings['top_p']:g})"
+        if temperature
+        else "greedy replies"
+    )
+
+
 def as_markdown(found: dict[str, Any]) -> str:
     """The tables as a page."""
     sizes, settings, identity = found["sizes"], found["settings"], found["identity"]
@@ -238,10 +252,10 @@ def as_markdown(found: dict[str, Any]) -> str:
     parts = [
         "# Conversations",
         f'Trained on {sizes["train"]}, tested on the part "{settings["part"]}": NLL of {sizes["contexts"]:,} true '
-        f"replies (of {sizes['swapped']:,} with somebody else's persona, too) and {sizes['replies']:,} greedy replies "
-        f"of at most {identity['new_tokens']} tokens by {identity['lm']['name']}. K = {identity['n_prompts']} prompts "
-        f"of n = {identity['n_tokens']} tokens, at most {identity['steps']} steps of eight replies, seed "
-        f"{identity['seed']}.",
+        f"replies (of {sizes['swapped']:,} with somebody else's persona, too) and {sizes['replies']:,} "
+        f"{decoded(settings)} of at most {identity['new_tokens']} tokens by {identity['lm']['name']}. "
+        f"K = {identity['n_prompts']} prompts of n = {identity['n_tokens']} tokens, "
+        f"at most {identity['steps']} steps of eight replies, seed {identity['seed']}.",
         "NLL and persona gap in nats a token; F1, BLEU, ROUGE, DIST and shares times 100.",
         markdown_table(headers, lines),
     ]

@@ -263,9 +263,10 @@ def _conversation_card(
 
 def _bank(about: Mapping[str, Any]) -> str:
     how, k = about["parameters"], about["parameters"]["n_prompts"]
+    alike = f", {about['shared']:.0%} of them the same for all" if about.get("shared") else ""
     who = "the likeliest prompt speaks" if how["selection"] == "hard" else "all prompts speak, each by its weight"
     return (
-        f"- a bank of {k} prompt{'s' * (k > 1)} of {how['n_tokens']} virtual tokens each"
+        f"- a bank of {k} prompt{'s' * (k > 1)} of {how['n_tokens']} virtual tokens each{alike}"
         + (f", and the retriever that reads the conversation ({about['encoder']}): {who}" if k > 1 else "")
         + (f"; it takes person vectors of {about['n_person']} numbers" if about["n_person"] else "")
     )
@@ -303,6 +304,7 @@ def _row_like(about: Mapping[str, Any], data: Mapping[str, Any], result: Mapping
     how, identity = about["parameters"], result["identity"]
     alike = all(identity[name] == how.get(name) for name in ("n_prompts", "n_tokens", "steps"))
     alike &= identity["lm"]["embedding_sha256"] == about["lm"]["embedding_sha256"]
+    alike &= how.get("shared") is None
     if not alike or about["method"] != "selective" or result["settings"]["dialogues"] != data["fingerprint"]:
         return None
     name = {

@@ -22,12 +22,14 @@ class PromptBank(nn.Module):
     ----------
     lm : FrozenLM
     n_prompts, n_tokens : int
-        K and T.
+        K, and tokens of each.
+    n_shared : int
+        Tokens that stand before each of them and are the same for all; T = n_shared + n_tokens are at work at a time.
     prefix : bool
         Whether the prompts are key/values before every layer in place of input embeddings.
     n_context, n_person : int
         Sizes of a context's representation and of a person vector; without either there is no shift by it.
-    shared : bool
+    learned_start : bool
         Whether the start is learned, too.
     reparametrise : bool
         P-tuning (Liu et al. 2021, arXiv 2103.10385): the prompts come out of a small recurrent network, which is an
@@ -37,11 +39,12 @@ class PromptBank(nn.Module):
     -----
     With h the context's standardised representation and z the standardised person vector::
 
-        prompt_k = start + scale * ( numbers_k + W [ (V h) * (1 + U z), U' z ] )
+        prompt_k = start + scale * ( [0, numbers_k] + W [ (V h) * (1 + U z), U' z ] )
 
     The start is text of the LM's vocabulary. Learned, it holds what all replies have in common: K prompts that each
-    learn it from the replies they are responsible for are slower than a single prompt. The numbers then start near zero
-    and hold what sets the prompts apart; where nothing is shared they start apart. W starts at zero.
+    learn it from the replies they are responsible for are slower than a single prompt. The numbers, of a prompt's own
+    tokens, then start near zero and hold what sets the prompts apart; where the start is not learned they start apart.
+    W starts at zero.
     """
 
     def __init__(
@@ -49,16 +52,17 @@ class PromptBank(nn.Module):
         lm: FrozenLM,
         n_prompts: int,
         n_tokens: int,
+        n_shared: int = 0,
         prefix: bool = False,
         n_context: int = 0,
         n_person: int = 0,
-        shared: bool = True,
+        learned_start: bool = True,
         reparametrise: bool = False,
         width: int = 64,
     ) -> None:
         super().__init__()
-        self.shapes, self.prefix = lm.key_shapes, prefix
-        ids = (lm.tokens(_START) * n_tokens)[:n_tokens]
+        self.shapes, self.prefix, self.n_shared = lm.key_shapes, prefix, n_shared
+        ids = (lm.tokens(_START) * (n_shared + n_tokens))[: n_shared + n_tokens]
         if prefix:
             context = lm.encode([ids])
             pairs = zip(context.keys, context.values, strict=True)  # (1, Hkv, T, D) each
@@ -68,11 +72,11 @@ class PromptBank(nn.Module):
         else:
             start = lm.embed(ids).float()
             scale = torch.full((lm.hidden_size,), 3 * lm.embedding_scale)
-        self.start = nn.Parameter(start.cpu(), requires_grad=shared)  # (T, W)
+        self.start = nn.Parameter(start.cpu(), requires_grad=learned_start)  # (T, W)
         self.scale: Tensor
         self.register_buffer("scale", scale.cpu())  # (W,)
-        apart = 0.0 if n_prompts == 1 else _APART if shared else _OWN_APART
-        self.numbers = nn.Parameter(apart * torch.randn(n_prompts, *start.shape))
+        apart = 0.0 if n_prompts == 1 else _APART if learned_start else _OWN_APART
+        self.numbers = nn.Parameter(apart * torch.randn(n_prompts, n_tokens, start.shape[1]))
         self.recurrent = _Recurrent(start.shape[1]) if reparametrise else None
         self.context = nn.Linear(n_context, width, bias=False) if n_context else None
         self.person = nn.Linear(n_person, 2 * width) if n_person else None
@@ -87,7 +91,7 @@ class PromptBank(nn.Module):
     def prompts(self) -> Tensor:
         """The prompts (K, T, W) that everybody shares, before any shift."""
         numbers = self.numbers if self.recurrent is None else self.recurrent(self.numbers)
-        return self.start + self.scale * numbers
+        return self.start + self.scale * F.pad(numbers, (0, 0, self.n_shared, 0))
 
     def forward(self, h: Tensor, z: Tensor | None, chosen: Tensor | None = None) -> Tensor | KeyValues:
         """Virtual tokens for B contexts.

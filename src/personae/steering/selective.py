@@ -29,6 +29,7 @@ _WEIGHTS: dict[str, dict[str, float]] = {
     "mixture": {"balance": 0.1, "contrast": 0.1},
     "paper": {"lm": 1.0, "fusion": 1.0, "selection": 0.4, "contrastive": 0.4},
 }
+_SHARED = {"mixture": 0.75, "paper": 0.0}
 _CHATS = 16  # chats of one pass
 _COLLAPSED = 1.1  # a bank of fewer effective prompts is one prompt
 
@@ -45,7 +46,11 @@ class Selective(Steerer):
         ``"mixture"``: the likelihood of the mixture of prompts, prompts in balanced use, a firm choice by the LM's own
         representation of the context, and prompts that are shifted by it.
     n_prompts, n_tokens : int
-        Prompts K of the bank, and virtual tokens of each.
+        Prompts K of the bank, and virtual tokens n of each: together as many numbers as one prompt of K x n tokens.
+    shared : float, optional
+        Share of the bank's K x n tokens, 0 to 1, that stand before every prompt, whichever is chosen; at least one
+        token of each prompt is its own. 0.75, so that of 4 x 8 tokens 24 are shared and a prompt has 2 of its own; 0 in
+        the paper's recipe.
     placement : {"late", "prefix", "before", "system"}, optional
         ``"late"``, or ``"before"`` for the paper's recipe. With ``late`` a context is computed once for all K prompts.
     encoder : {"lm", "embeddings"}, optional
@@ -106,6 +111,7 @@ class Selective(Steerer):
         recipe: Literal["mixture", "paper"] = "mixture",
         n_prompts: int = 4,
         n_tokens: int = 8,
+        shared: float | None = None,
         placement: Placement | None = None,
         encoder: Literal["lm", "embeddings"] | None = None,
         choice: Literal["learned", "random", "uniform"] = "learned",
@@ -121,6 +127,7 @@ class Selective(Steerer):
         self.recipe = recipe
         self.n_prompts = n_prompts
         self.n_tokens = n_tokens
+        self.shared = shared
         self.placement = placement
         self.encoder = encoder
         self.choice = choice
@@ -215,6 +222,11 @@ class Selective(Steerer):
             )
         if self.choice == "uniform" and self.selection == "hard":
             raise ValueError("an even mixture has no most probable prompt; use selection='mixture' with it")
+        shared = _SHARED[self.recipe] if self.shared is None else self.shared
+        if not 0 <= shared <= 1:
+            raise ValueError(f"shared is {shared}; it is a share of the bank's tokens, from 0 to 1")
+        own = self.n_tokens if self.n_prompts == 1 else max(1, round((1 - shared) * self.n_tokens))
+        self.shared_ = 1 - own / self.n_tokens
         unknown = sorted(set(self.weights or {}) - set(_WEIGHTS[self.recipe]))
         if unknown:
             raise ValueError(f"the {self.recipe} recipe has no loss {unknown[0]}; it has {', '.join(self._known())}")
@@ -228,14 +240,16 @@ class Selective(Steerer):
         h, paper = self.lm_.hidden_size, self.recipe == "paper"
         n_context = 2 * h if self.encoder_ == "lm" else h
         shift = n_context if self.shift and not paper else 0
+        own = round((1 - self.shared_) * self.n_tokens)
         bank = PromptBank(
             self.lm_,
             self.n_prompts,
-            self.n_tokens,
+            own,
+            self.n_prompts * (self.n_tokens - own),
             self.placement_ == "prefix",
             shift,
             0 if paper else n_person,
-            shared=not paper,
+            learned_start=not paper,
             reparametrise=self.reparametrise,
         )
         retriever = PaperRetriever(h) if paper else Retriever(self.n_prompts, n_context, n_person)
@@ -360,6 +374,7 @@ class Selective(Steerer):
             "parameters": {**self.get_params(deep=False), "lm": self.lm_.name},
             "placement": self.placement_,
             "encoder": self.encoder_,
+            "shared": self.shared_,
             "n_person": self.network_.n_person,
             "lm": self.lm_fingerprint_,
             "history": self.history_,
@@ -380,6 +395,7 @@ class Selective(Steerer):
         self = cls(**{**about["parameters"], **({} if lm is None else {"lm": lm})})
         self._settle()
         self.placement_, self.encoder_ = about["placement"], about["encoder"]
+        self.shared_ = about.get("shared", 0.0)  # banks of earlier versions share nothing
         check_lm(self.lm_, about["lm"], folder)
         self.lm_fingerprint_ = self.lm_.fingerprint
         with torch.random.fork_rng(devices=[]):  # numbers that are replaced at once

@@ -202,6 +202,23 @@ def test_what_is_finished_is_not_done_again(found, folder, plan, lm, monkeypatch
         converse(plan, folder, lm=lm, **{**SMALL, "steps": 3})
 
 
+def test_drawn_replies_stand_beside_the_greedy_ones(found, folder, plan, lm, monkeypatch):
+    monkeypatch.setattr(Selective, "fit", lambda *a, **k: pytest.fail("trained again"))
+    monkeypatch.setattr("personae.evaluation.converse._read", lambda *a, **k: pytest.fail("read again"))
+    drawn = converse(plan, folder, ["persona as text", "SPT"], lm, temperature=1.5, top_p=0.9, **SMALL)
+    assert drawn["settings"]["temperature"] == 1.5
+    assert "6 replies drawn at temperature 1.5 (top-p 0.9)" in (folder / "result.md").read_text()
+    assert {line["row"] for line in drawn["table"]} >= {"human", "persona as text", "SPT"}
+    said, before = (
+        pd.concat(map(pd.read_parquet, sorted((folder / kind / "spt").iterdir())))
+        for kind in ("drawn-1.5-0.9", "spoken")
+    )
+    assert said["example"].tolist() == before["example"].tolist()
+    assert said["text"].tolist() != before["text"].tolist()
+    monkeypatch.setattr("personae.evaluation.converse._speak", lambda *a, **k: pytest.fail("spoken again"))
+    assert converse(plan, folder, lm=lm, **SMALL)["table"] == found["table"]  # all greedy replies are still there
+
+
 def test_a_row_that_is_added_stands_beside_the_others(plan, lm, tmp_path):
     first = converse(plan, tmp_path, ["raw LM"], lm=lm, **SMALL)
     both = converse(plan, tmp_path, ["persona as text"], lm=lm, **SMALL)

@@ -57,7 +57,7 @@ def test_what_the_bank_is_and_where_it_comes_from(bundle):
     assert card.data.eval_results is None
     assert "Virtual tokens with which org/tiny talks as whoever is described to it" in card.text
     assert "learned from 24 dialogues (48 turns)" in card.text
-    assert "- a bank of 2 prompts of 2 virtual tokens each, and the retriever" in card.text
+    assert "2 prompts of 2 virtual tokens each, 50% of them the same for all, and the retriever" in card.text
     assert "Recipe mixture, at most 2 steps, seed 0; kept are the weights of step 2" in card.text
     assert "Read from talk.txt (convai2)." in card.text
     assert "| 2 | turn without \\| text |" in card.text

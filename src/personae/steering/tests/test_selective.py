@@ -80,6 +80,19 @@ def of_row(virtual, row):
     return [(k[row : row + 1], v[row : row + 1]) for k, v in virtual]
 
 
+# the bank --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("shared", "common", "own"), [(None, 9, 1), (0.5, 6, 2), (0.0, 0, 4)])
+def test_a_bank_has_k_times_n_tokens_of_which_some_are_common(lm, dialogues, shared, common, own):
+    steerer = trained(lm, dialogues, n_tokens=4, shared=shared, shift=False)
+    prompts = steerer.network_.bank.prompts().detach()
+    assert prompts.shape == (3, common + own, lm.hidden_size)
+    assert common + 3 * own == 3 * 4
+    assert (prompts[:, :common] == prompts[:1, :common]).all()
+    assert not torch.isclose(prompts[0, common:], prompts[1, common:]).any(-1).all()
+    with pytest.raises(ValueError, match="shared is 2; it is a share of the bank's tokens, from 0 to 1"):
+        trained(lm, dialogues, shared=2)
+
+
 # what it computes ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_nll_is_that_of_a_plain_pass_with_the_chosen_prompt(lm, dialogues, placement):
