@@ -16,12 +16,13 @@ from personae.lm.prompts import Placement, Prompt, chat_prompt, letters_prompt, 
 from personae.lm.reading import Prepared, option_logits, prepare, read, represent, text_log_probs
 from personae.people.text_opinion_model import sharpness
 from personae.steering import talk
+from personae.steering.recall import apartness
 
 if TYPE_CHECKING:
     from personae.people.opinion_model import OpinionModel
 
 _SAID = 0.3  # weight of what was said in the target; the rest are the opinion model's probabilities
-_SPOKEN = 64  # questions that are also answered by text and in sentences
+_SPOKEN = 64  # questions that are also answered by text
 _SENTENCES, _OPEN, _SMALL = 5, 2, 1  # replies of a step: to a question of the survey, to an open one, to a greeting
 _STEP_TOKENS = 2048  # tokens of continuations in a step, where the prompt is not shared
 _NEW = 0.25  # share of a step's questions that are taken for new
@@ -50,10 +51,6 @@ class AnswersAndTalk:
         self.spoken = np.sort(rng.choice(len(questions), min(_SPOKEN, len(questions)), replace=False))
         texts = [text_prompt(lm, q.text, q.options, placement) for q in questions]
         self.texts = prepare(lm, [texts[j] for j in self.spoken])
-        # Few questions are put in several ways, so that a chat's wording matters less than its subject.
-        self.talked = np.tile(self.spoken, max(1, _SPOKEN // len(self.spoken)))
-        said = [talk.ask(questions[j], rng) for j in self.talked]
-        self.talks = prepare(lm, [self._chat(text, placement) for text in [*said, *talk.OPEN, *talk.SMALL]])
         # Every question's representation in each format, for the trunk that is warm-started without the LM.
         if recipe == "contextual":
             chats = [self._chat(talk.ask(q, rng), placement) for q in questions]
@@ -170,21 +167,26 @@ class AnswersAndTalk:
     def _talk(self, rng: np.random.Generator) -> tuple[Tensor, int]:
         """First-person replies: what somebody answers to one question, to an open one what sets them apart, to small
         talk what anybody says."""
-        usable = np.flatnonzero(np.isin(self.talked, self.usable))
-        asked, n_open, small = rng.choice(usable, _SENTENCES), len(talk.OPEN), list(talk.SMALL.values())
-        open_, greeted = rng.choice(n_open, _OPEN), rng.choice(len(small), _SMALL)
-        at = np.concatenate([asked, len(self.talked) + open_, len(self.talked) + n_open + greeted])
-        who = np.concatenate(
-            [[rng.choice(self.asked[j]) for j in self.talked[asked]], rng.choice(self.trained, _OPEN + _SMALL)]
-        )
-        replies = [
-            *(self._sentence(j, person, rng) for j, person in zip(self.talked[asked], who, strict=False)),
-            *(self._telling(person, rng) for person in who[_SENTENCES : _SENTENCES + _OPEN]),
-            *(small[i] for i in greeted),
+        asked, greetings = rng.choice(self.usable, _SENTENCES), list(talk.SMALL.items())
+        greeted = [greetings[i] for i in rng.choice(len(greetings), _SMALL)]
+        who = np.concatenate([[rng.choice(self.asked[j]) for j in asked], rng.choice(self.trained, _OPEN + _SMALL)])
+        texts = [
+            *(talk.ask(self.survey.questions[j], rng) for j in asked),
+            *(talk.OPEN[i] for i in rng.choice(len(talk.OPEN), _OPEN)),
+            *(text for text, _ in greeted),
         ]
-        prepared = self.talks.select(at.tolist())
+        replies = [
+            *(self._sentence(j, person, rng) for j, person in zip(asked, who, strict=False)),
+            *(self._telling(person, rng) for person in who[_SENTENCES : _SENTENCES + _OPEN]),
+            *(reply for _, reply in greeted),
+        ]
+        without = np.full(len(texts), -1)
+        without[:_SENTENCES] = np.where(rng.random(_SENTENCES) < _NEW, asked, -1)
+        prepared = prepare(self.lm, [self._chat(text, self.placement) for text in texts])
         tokens = [[reply_ids(self.lm, text)] for text in replies]
-        found = read(self.lm, prepared, self._virtual(prepared, who[:, None], "talk"), tokens)
+        taken = torch.as_tensor(without, device=self.vectors.device)
+        virtual = self.network(self.vectors[who[:, None]], prepared.representation, "talk", without=taken)
+        found = read(self.lm, prepared, virtual, tokens)
         return -torch.cat(text_log_probs(self.lm, found, tokens)).mean(), len(replies)
 
     def _sentence(self, j: int, person: int, rng: np.random.Generator) -> str:
@@ -196,8 +198,9 @@ class AnswersAndTalk:
     def _telling(self, person: int, rng: np.random.Generator) -> str:
         """One or two of the answers that set somebody apart."""
         p = self.people.predict_proba(self.people.vectors_[person], self.survey.question_ids)[0]
-        said = talk.telling(p[:, : self.marginal.shape[1]], self.marginal, int(rng.integers(1, 3)), rng)
-        questions = self.survey.questions
+        marginal = torch.as_tensor(self.marginal)
+        apart = apartness(torch.as_tensor(p[:, : marginal.shape[1]]).log(), marginal).numpy()
+        said, questions = talk.telling(apart, int(rng.integers(1, 3)), rng), self.survey.questions
         return " ".join(talk.reply(questions[j], questions[j].options[k], rng) for j, k in said)
 
     # pieces ----------------------------------------------------------------------------------------------------

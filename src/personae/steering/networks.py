@@ -10,6 +10,7 @@ from personae.lm.prompts import LETTERS, letter_ids
 from personae.lm.reading import KeyValues
 from personae.people.new_questions import NewQuestions
 from personae.people.text_opinion_model import ANCHORS, PersonContext
+from personae.steering.recall import Recall
 
 _LEAST = -6.0  # log-probabilities below are as good as none
 FORMATS = ("letters", "text", "talk")  # the ways in which the LM is read; each is a view of the context
@@ -79,6 +80,8 @@ class ContextualNetwork(nn.Module):
         The opinion model's read-outs of the Q questions that are learned from, -inf beyond a question's own options.
     questions : NewQuestions
         What it expects of others.
+    recall : Recall
+        Which of somebody's answers matter to a chat.
 
     Notes
     -----
@@ -91,6 +94,9 @@ class ContextualNetwork(nn.Module):
     opinion model expects of this person: of a question that was asked by its own read-out, of a new one by those of
     questions that read alike. Where the answer is a text or a sentence there is one word an anchor of the scale (lowest
     to highest option), and p is read from the features. The LM's feedback trains all of it.
+
+    Before a sentence stand further virtual tokens: the words of an expected answer that matters to the chat
+    (`Recall`), but for placement ``prefix``.
 
     The features of a question that is new lead nowhere: there are too few questions to learn what new ones mean. Its
     letters are told p alone. Training takes some questions for new, with a p that knows nothing of their answers, so
@@ -107,6 +113,7 @@ class ContextualNetwork(nn.Module):
         intercepts: Tensor,
         slopes: Tensor,
         questions: NewQuestions,
+        recall: Recall,
         n_tokens: dict[str, int],
         prefix: bool,
     ) -> None:
@@ -114,6 +121,7 @@ class ContextualNetwork(nn.Module):
         self.n_person = len(trunk.z_mean)
         self.trunk = trunk
         self.questions = questions
+        self.recall = recall
         self.register_buffer("intercepts", intercepts)
         self.register_buffer("slopes", slopes)
         self.slot = Slot(lm, n_tokens, prefix)
@@ -144,12 +152,26 @@ class ContextualNetwork(nn.Module):
             logits[new, :, : found.shape[-1]] = found
         return logits
 
+    def recalled(self, vectors: Tensor, h: Tensor, without: Tensor | None = None) -> Tensor:
+        """Words (C, N, L, H) of an answer of each person that matters to chats (C, 2H); questions ``without`` (C,) are
+        taken for new."""
+        x = vectors if vectors.dim() == 3 else vectors.expand(len(h), -1, -1)
+        logits = self.intercepts + torch.einsum("cnd,qkd->cnqk", x, self.slopes)
+        return self.recall(h.float(), logits, without)
+
     def forward(
-        self, vectors: Tensor, h: Tensor, format: str, expected: Tensor | None = None, new: Tensor | None = None
+        self,
+        vectors: Tensor,
+        h: Tensor,
+        format: str,
+        expected: Tensor | None = None,
+        new: Tensor | None = None,
+        without: Tensor | None = None,
     ) -> Tensor | KeyValues:
         """Virtual tokens of people (N, D) or (C, N, D) in contexts (C, 2H).
 
-        For letters with what is ``expected``, logits (C, N, K), of questions some of which may be ``new`` (C,).
+        For letters with what is ``expected``, logits (C, N, K), of questions some of which may be ``new`` (C,). For
+        talk ``without`` (C,) recalling some questions.
         """
         features = self.trunk(vectors, h, FORMATS.index(format))
         numbers = self.out(features)
@@ -159,7 +181,12 @@ class ContextualNetwork(nn.Module):
             k, log_p = expected.shape[-1], expected.log_softmax(-1)
             numbers = numbers + log_p.exp() @ self.letters[:k] + centred(log_p) @ self.by_logits[:k]
             return self.slot(numbers, format)
-        return self.slot(numbers + torch.softmax(self.trunk.scale_readout(features), -1) @ self.anchors[format], format)
+        tokens = self.slot(
+            numbers + torch.softmax(self.trunk.scale_readout(features), -1) @ self.anchors[format], format
+        )
+        if format != "talk" or not isinstance(tokens, Tensor):
+            return tokens
+        return torch.cat([tokens, self.recalled(vectors, h, without).to(tokens.dtype)], 2)
 
 
 def centred(log_p: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from personae.people.text_opinion_model import PersonContext, TextOpinionModel
 from personae.steering.base import ChatRows, Steerer, check_read
 from personae.steering.examples import AnswersAndTalk
 from personae.steering.networks import ConstantNetwork, ContextualNetwork, PaperNetwork
+from personae.steering.recall import Recall
 from personae.training.loop import Schedule, train
 
 if TYPE_CHECKING:
@@ -48,7 +49,8 @@ class PersonaPrompt(Steerer):
     placement : {"late", "prefix", "before", "system"}, optional
         Where the virtual tokens go; "prefix" for the paper's recipe, else "late".
     n_tokens : int, optional
-        Virtual tokens T of a question's answer; 2, or 1 for the paper's recipe. The contextual one talks with eight.
+        Virtual tokens T of a question's answer; 2, or 1 for the paper's recipe. The contextual one talks with eight
+        and the words of an answer that is expected of the person (`personae.steering.recall`).
     steps : int
         Training steps at most.
     batches : int
@@ -174,7 +176,11 @@ class PersonaPrompt(Steerer):
         trunk = self.text_model_.network_.without_dropout()
         readout, columns = people._readout, people.question_index(task.survey.question_ids)
         intercepts, slopes = (torch.as_tensor(x[columns]) for x in (readout.intercepts, readout.weights))
-        return ContextualNetwork(self.lm_, trunk, intercepts, slopes, self.text_model_.new_, self.n_tokens_, prefix)
+        marginal = torch.zeros(intercepts.shape)  # as wide as the widest question that the opinion model knows
+        marginal[:, : task.marginal.shape[1]] = torch.as_tensor(task.marginal)
+        recall = Recall.of(self.lm_, task.survey.questions, task.views[-1], marginal)
+        new = self.text_model_.new_
+        return ContextualNetwork(self.lm_, trunk, intercepts, slopes, new, recall, self.n_tokens_, prefix)
 
     # answering -------------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -340,11 +346,12 @@ class PersonaPrompt(Steerer):
             width, n_context = weights["trunk.interaction.weight"].shape
             n_person = weights["trunk.person.0.weight"].shape[1]
             trunk = PersonContext(n_person, n_context, width, dropout=0.0, views=len(weights["trunk.h_mean"]))
-            kept = {n.removeprefix("questions."): v for n, v in weights.items() if n.startswith("questions.")}
-            if "intercepts" not in weights:
+            if not {"intercepts", "recall.keys"} <= weights.keys():
                 raise ValueError(f"{folder} is of an earlier version, which told the LM less; train it again")
-            readouts, questions = (weights["intercepts"], weights["slopes"]), NewQuestions.from_state(kept)
-            self.network_ = ContextualNetwork(self.lm_, trunk, *readouts, questions, self.n_tokens_, prefix)
+            questions = NewQuestions.from_state(_part(weights, "questions."))
+            recall = Recall.from_state(_part(weights, "recall."))
+            readouts = weights["intercepts"], weights["slopes"]
+            self.network_ = ContextualNetwork(self.lm_, trunk, *readouts, questions, recall, self.n_tokens_, prefix)
         self.network_.load_state_dict(weights)
         self.network_.to(self.lm_.device).eval()
         self.history_ = about["history"]
@@ -361,6 +368,10 @@ def check_lm(lm: FrozenLM, trained_with: dict[str, Any], folder: Path) -> None:
                 f"{folder} was trained with {trained_with['name']}, but {lm.name} has another {key}; "
                 "give the same LM, or train again"
             )
+
+
+def _part(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {name.removeprefix(prefix): value for name, value in weights.items() if name.startswith(prefix)}
 
 
 def _mark(prompt: Prompt) -> str:

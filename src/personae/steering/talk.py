@@ -48,7 +48,7 @@ SMALL = {
 def ask(question: Question, rng: np.random.Generator) -> str:
     """The question as a chat message."""
     ways = _ASK + (_ASK_TITLE if question.title else ())
-    return ways[rng.integers(len(ways))].format(text=_closed(question.text), title=_inside(question.title))
+    return ways[rng.integers(len(ways))].format(text=_closed(question.text), title=inside(question.title))
 
 
 def reply(question: Question, option: str, rng: np.random.Generator) -> str:
@@ -61,29 +61,26 @@ def reply(question: Question, option: str, rng: np.random.Generator) -> str:
     "When it comes to fighting crime, I'd say too much."
     """
     ways = _REPLY_TITLE if question.title else _REPLY
-    return ways[rng.integers(len(ways))].format(option=_inside(option), title=_inside(question.title))
+    return ways[rng.integers(len(ways))].format(option=inside(option), title=inside(question.title))
 
 
-def telling(p: np.ndarray, marginal: np.ndarray, n: int, rng: np.random.Generator) -> list[tuple[int, int]]:
+def telling(apartness: np.ndarray, n: int, rng: np.random.Generator) -> list[tuple[int, int]]:
     """The answers that set a person apart.
 
     Parameters
     ----------
-    p, marginal : array, shape (Q, K)
-        Option probabilities of the person and of everybody; a question nobody answered (its marginal is zero) is
-        never telling.
+    apartness : array, shape (Q, K)
+        Of `personae.steering.recall.apartness`.
 
     Returns
     -------
     list of (question, option)
-        ``n`` of the most distinctive ones, drawn at random from the top of p * log(p / marginal).
+        The most distinctive one, and ``n`` - 1 others drawn at random from those that follow it.
     """
-    weight = np.where(p > 0, p * np.log(np.maximum(p, 1e-9) / np.maximum(marginal, 1e-9)), -np.inf)
-    option = weight.argmax(1)
-    answered = np.flatnonzero(marginal.sum(1) > 0)
-    top = answered[np.argsort(-weight.max(1)[answered])][: max(2 * n, 3)]
-    chosen = rng.choice(top, min(n, len(top)), replace=False)
-    return [(int(j), int(option[j])) for j in sorted(chosen, key=lambda j: -weight[j].max())]
+    option, most = apartness.argmax(1), apartness.max(1)
+    first, *others = np.argsort(-most)[: min(max(2 * n, 3), int(np.isfinite(most).sum()))]
+    chosen = [first, *rng.choice(others, min(n - 1, len(others)), replace=False)] if others else [first]
+    return [(int(j), int(option[j])) for j in sorted(chosen, key=lambda j: -most[j])]
 
 
 def _closed(text: str) -> str:
@@ -92,7 +89,7 @@ def _closed(text: str) -> str:
     return text if text.rstrip("\"')\u201d\u2019").endswith((".", "?", "!", ":", "\u2026")) else text + "."
 
 
-def _inside(text: str) -> str:
+def inside(text: str) -> str:
     """A text as part of a sentence: without its full stop, and without a capital that only starts it."""
     text = text.strip()
     text = text.rstrip(".?! ") or f'"{text}"'  # an option may be nothing but marks
