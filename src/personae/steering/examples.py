@@ -175,25 +175,33 @@ class AnswersAndTalk:
             *(talk.OPEN[i] for i in rng.choice(len(talk.OPEN), _OPEN)),
             *(text for text, _ in greeted),
         ]
+        option = [self._drawn(j, person, rng) for j, person in zip(asked, who, strict=False)]
+        stated = [(self.survey.questions[j], k) for j, k in zip(asked, option, strict=True)]
         replies = [
-            *(self._sentence(j, person, rng) for j, person in zip(asked, who, strict=False)),
+            *(talk.reply(question, question.options[k], rng) for question, k in stated),
             *(self._telling(person, rng) for person in who[_SENTENCES : _SENTENCES + _OPEN]),
             *(reply for _, reply in greeted),
         ]
-        without = np.full(len(texts), -1)
+        # The LM is told what the reply will say, to trust what it is told; or to judge by itself, if told of others.
+        without, said = np.full(len(texts), -1), np.full((len(texts), 2), -1)
         without[:_SENTENCES] = np.where(rng.random(_SENTENCES) < _NEW, asked, -1)
+        said[:_SENTENCES] = np.stack([asked, option], 1)
         prepared = prepare(self.lm, [self._chat(text, self.placement) for text in texts])
         tokens = [[reply_ids(self.lm, text)] for text in replies]
-        taken = torch.as_tensor(without, device=self.vectors.device)
-        virtual = self.network(self.vectors[who[:, None]], prepared.representation, "talk", without=taken)
+        told = {"without": without, "said": said}
+        virtual = self.network(
+            self.vectors[who[:, None]],
+            prepared.representation,
+            "talk",
+            **{name: torch.as_tensor(value, device=self.vectors.device) for name, value in told.items()},
+        )
         found = read(self.lm, prepared, virtual, tokens)
         return -torch.cat(text_log_probs(self.lm, found, tokens)).mean(), len(replies)
 
-    def _sentence(self, j: int, person: int, rng: np.random.Generator) -> str:
+    def _drawn(self, j: int, person: int, rng: np.random.Generator) -> int:
         """Somebody's answer to a question, drawn from its target."""
         p = self._target(np.array([j]), np.array([[person]]))[0, 0].cpu().numpy().astype(np.float64)
-        question = self.survey.questions[j]
-        return talk.reply(question, question.options[rng.choice(len(p), p=p / p.sum())], rng)
+        return int(rng.choice(len(p), p=p / p.sum()))
 
     def _telling(self, person: int, rng: np.random.Generator) -> str:
         """One or two of the answers that set somebody apart."""

@@ -152,12 +152,11 @@ class ContextualNetwork(nn.Module):
             logits[new, :, : found.shape[-1]] = found
         return logits
 
-    def recalled(self, vectors: Tensor, h: Tensor, without: Tensor | None = None) -> Tensor:
-        """Words (C, N, L, H) of an answer of each person that matters to chats (C, 2H); questions ``without`` (C,) are
-        taken for new."""
+    def recalled(self, vectors: Tensor, h: Tensor, without: Tensor | None = None, said: Tensor | None = None) -> Tensor:
+        """Words (C, N, L, H) of an answer of each person that matters to chats (C, 2H); see `Recall.forward`."""
         x = vectors if vectors.dim() == 3 else vectors.expand(len(h), -1, -1)
         logits = self.intercepts + torch.einsum("cnd,qkd->cnqk", x, self.slopes)
-        return self.recall(h.float(), logits, without)
+        return self.recall(h.float(), logits, without, said)
 
     def forward(
         self,
@@ -167,11 +166,12 @@ class ContextualNetwork(nn.Module):
         expected: Tensor | None = None,
         new: Tensor | None = None,
         without: Tensor | None = None,
+        said: Tensor | None = None,
     ) -> Tensor | KeyValues:
         """Virtual tokens of people (N, D) or (C, N, D) in contexts (C, 2H).
 
         For letters with what is ``expected``, logits (C, N, K), of questions some of which may be ``new`` (C,). For
-        talk ``without`` (C,) recalling some questions.
+        talk ``without`` (C,) recalling some questions, and told what is ``said`` (C, 2).
         """
         features = self.trunk(vectors, h, FORMATS.index(format))
         numbers = self.out(features)
@@ -186,7 +186,7 @@ class ContextualNetwork(nn.Module):
         )
         if format != "talk" or not isinstance(tokens, Tensor):
             return tokens
-        return torch.cat([tokens, self.recalled(vectors, h, without).to(tokens.dtype)], 2)
+        return torch.cat([tokens, self.recalled(vectors, h, without, said).to(tokens.dtype)], 2)
 
 
 def centred(log_p: Tensor) -> Tensor:

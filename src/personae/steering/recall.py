@@ -85,7 +85,7 @@ class Recall(nn.Module):
         for name, value in values.items():
             self.register_buffer(name, value.contiguous())
 
-    def forward(self, h: Tensor, logits: Tensor, without: Tensor | None = None) -> Tensor:
+    def forward(self, h: Tensor, logits: Tensor, without: Tensor | None = None, said: Tensor | None = None) -> Tensor:
         """Words (C, N, L, H).
 
         Parameters
@@ -96,6 +96,8 @@ class Recall(nn.Module):
             What N people are expected to answer to each question, -inf beyond its options.
         without : int Tensor (C,), optional
             Questions that chats are not to recall; -1 for none.
+        said : int Tensor (C, 2), optional
+            Question and option of the reply, -1 where it is not known: if the chat recalls this question, this is told.
         """
         cosine = normalize((h - self.mean) @ self.whiten, dim=-1) @ self.keys.T  # (C, Q)
         if without is not None:
@@ -103,6 +105,10 @@ class Recall(nn.Module):
             cosine[named, without[named]] = -1.0
         near = (cosine >= _NEAR) & (cosine == cosine.max(-1, keepdim=True).values)
         apart = apartness(logits.log_softmax(-1), self.marginal)  # (C, N, Q, K)
+        if said is not None:
+            named = (said[:, 0] >= 0).nonzero()[:, 0]
+            logits = logits.clone()
+            logits[named, :, said[named, 0], said[named, 1]] = torch.inf
         # Of the question that is near any option may be expected, else the answer that sets somebody most apart.
         score = torch.where(near[:, None, :, None], logits, apart)
         score = score.masked_fill((near.any(-1, keepdim=True) & ~near)[:, None, :, None], -torch.inf)

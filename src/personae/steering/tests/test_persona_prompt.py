@@ -250,7 +250,7 @@ def test_talk_learns_who_says_what(lm, camps):
     """The camp that answers yes finds the sentence that says yes likelier than the other camp does."""
     survey = camps(60, 2, 4.0, opposed=False)
     people = OpinionModel(n_components=1).fit(survey)
-    steerer = PersonaPrompt(lm, steps=90).fit(survey, people, progress=False)
+    steerer = PersonaPrompt(lm, steps=150).fit(survey, people, progress=False)
     camp = torch.as_tensor(people.vectors_.reshape(2, 30, -1).mean(1))
     for question in survey.questions:
         prepared = prepare(lm, [chat_prompt(lm, [{"role": "user", "content": question.text}], steerer.placement_)])

@@ -90,6 +90,14 @@ def test_a_question_that_is_taken_for_new_is_not_recalled(recall, lm, chats):
     assert told(recall, lm, chats[:1], leaning(5, 1), without=[0]) == [" 3, b"]
 
 
+def test_what_a_reply_will_say_is_told_where_its_question_is_recalled(recall, lm, chats):
+    logits, said = leaning(1, 0)[None, None].expand(3, 1, -1, -1), torch.tensor([[1, 2], [1, 2], [-1, -1]])
+    h = torch.cat([chats[1:2], elsewhere(chats), chats[1:2]])
+    words = recall(h, logits, None, said)[:, 0]
+    ids = torch.cdist(words.float(), lm.embedding.weight.float()).argmin(-1)
+    assert [lm.tokenizer.decode(row).rstrip(".") for row in ids.tolist()] == [" T, u", " T, y", " T, y"]
+
+
 def test_what_nobody_answered_sets_nobody_apart(lm, chats):
     marginal = uniform().exp()
     marginal[0] = 0
