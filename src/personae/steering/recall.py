@@ -101,8 +101,8 @@ class Recall(nn.Module):
         """
         cosine = normalize((h - self.mean) @ self.whiten, dim=-1) @ self.keys.T  # (C, Q)
         if without is not None:
-            named = without >= 0
-            cosine[named, without[named]] = -1.0
+            left_out = without >= 0
+            cosine[left_out, without[left_out]] = -1.0
         near = (cosine >= _NEAR) & (cosine == cosine.max(-1, keepdim=True).values)
         apart = apartness(logits.log_softmax(-1), self.marginal)  # (C, N, Q, K)
         if said is not None:
@@ -112,8 +112,7 @@ class Recall(nn.Module):
         # Of the question that is near any option may be expected, else the answer that sets somebody most apart.
         score = torch.where(near[:, None, :, None], logits, apart)
         score = score.masked_fill((near.any(-1, keepdim=True) & ~near)[:, None, :, None], -torch.inf)
-        said = self.texts.flatten(0, 1)[score.flatten(2).argmax(-1)]  # (C, N, L)
-        return self.words[said]
+        return self.words[self.texts.flatten(0, 1)[score.flatten(2).argmax(-1)]]
 
 
 def apartness(log_p: Tensor, marginal: Tensor) -> Tensor:
