@@ -6,9 +6,9 @@ decorator, and every steerer that registers itself is a row.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -17,6 +17,7 @@ import torch
 from personae.data.survey import Survey
 from personae.evaluation.fitted import Fitted, Group, by_question
 from personae.evaluation.plan import Cell, Plan
+from personae.people.cohorts import Cohorts
 from personae.people.persona import Persona
 from personae.people.text_opinion_model import TextOpinionModel
 from personae.steering import lora as _lora  # noqa: F401  registers itself
@@ -236,12 +237,23 @@ def _alone(fitted: Fitted, cell: Cell, name: str, **parameters: str) -> np.ndarr
     """The person's own vector, by another persona prompt than the default."""
     steerer = fitted.steerer(name, "persona_prompt", **parameters)
     assert isinstance(steerer, PersonaPrompt)
-    group = fitted.group(cell)
-    return _by_question(steerer, [group.vectors[group.row]], cell)[0]
+    return _by_question(steerer, [_own(fitted, cell)], cell)[0]
+
+
+class StandIns(NamedTuple):
+    """Who stands for the person of each answer: vectors (M, D), covariances (M, D, D), rows (n,) of these."""
+
+    vectors: np.ndarray
+    covariances: np.ndarray
+    row: np.ndarray
+
+    @classmethod
+    def of(cls, personas: Sequence[Persona], row: np.ndarray) -> StandIns:
+        return cls(np.stack([p.vector for p in personas]), np.stack([p.covariance for p in personas]), row)
 
 
 def _steered(fitted: Fitted, cell: Cell, ks: Iterable[int] = ()) -> dict[str, Any]:
-    """Predictions with every set of vectors that may stand for the people: all share one pass a question.
+    """Predictions with everybody who may stand for the people: all share one pass a question.
 
     Cells that ask for the same answers (of people of whom more or less is known) share it, too.
     """
@@ -258,34 +270,44 @@ def _steered(fitted: Fitted, cell: Cell, ks: Iterable[int] = ()) -> dict[str, An
     return known[cell.name]
 
 
-def _stand_ins(fitted: Fitted, cell: Cell, ks: tuple[int, ...]) -> dict[str, np.ndarray]:
-    """Vectors (n, D) that stand for the person of each answer."""
-    group = fitted.group(cell)
-    mine = group.vectors[group.row]
+def _stand_ins(fitted: Fitted, cell: Cell, ks: tuple[int, ...]) -> dict[str, StandIns]:
+    mine = _own(fitted, cell)
     if ks:
-        return {f"{k} cohorts": _centroids(fitted.cohorts_of(k), mine) for k in ks}
+        return {f"{k} cohorts": _cohorts(fitted.cohorts_of(k), mine) for k in ks}
     # A fixed permutation of people, not of answers: one stranger a person.
-    other = np.random.default_rng(fitted.random_state).permutation(len(group.vectors))
+    other = np.random.default_rng(fitted.random_state).permutation(len(mine.vectors))
     sets = {
-        "shuffled": group.vectors[other][group.row % len(other)],
-        "cohort": _centroids(fitted.cohorts, mine),
+        "shuffled": mine._replace(row=other[mine.row]),
+        "cohort": _cohorts(fitted.cohorts, mine),
         "person": mine,
     }
-    return {**sets, "trait group": _trait_centroids(fitted, cell, mine)} if fitted.plan.traits.shape[1] else sets
+    return {**sets, "trait group": _trait_groups(fitted, cell)} if fitted.plan.traits.shape[1] else sets
 
 
-def _centroids(cohorts: Iterable[Persona], vectors: np.ndarray) -> np.ndarray:
-    return np.stack([c.vector for c in cohorts])[cohorts.assign(vectors)]  # type: ignore[attr-defined]
+def _own(fitted: Fitted, cell: Cell) -> StandIns:
+    """Everybody as themselves; those who were fitted are as well known as anybody of them."""
+    group = fitted.group(cell)
+    if group.personas is not None:
+        return StandIns.of(group.personas, group.row % len(group.personas))
+    typical = fitted.people.typical_covariance_
+    return StandIns(group.vectors, np.broadcast_to(typical, (len(group.vectors), *typical.shape)), group.row)
 
 
-def _trait_centroids(fitted: Fitted, cell: Cell, mine: np.ndarray) -> np.ndarray:
-    """Mean vector of the fitted people with the same value of the best trait; of few it is drawn to everybody's."""
-    vectors, values = fitted.people.vectors_, _trait(fitted)
-    everybody = vectors.mean(0)
-    groups = pd.DataFrame(vectors - everybody).groupby(values.loc[fitted.train.respondent_ids].to_numpy())
-    shrunk = groups.sum().div(groups.size() + _DRAWN, axis=0)
-    theirs = shrunk.reindex(values.loc[cell.pairs.respondents].to_numpy()).fillna(0.0)
-    return (everybody + theirs.to_numpy()).astype(mine.dtype)
+def _cohorts(cohorts: Cohorts, mine: StandIns) -> StandIns:
+    return StandIns.of(list(cohorts), cohorts.assign(mine.vectors)[mine.row])
+
+
+def _trait_groups(fitted: Fitted, cell: Cell) -> StandIns:
+    """Fitted people with the same value of the best trait; the mean of few is drawn to everybody's, who come last."""
+    people, values = fitted.people, _trait(fitted)
+    codes, found = pd.factorize(values.loc[people.respondent_ids_])
+    everybody = people.centroid(np.arange(len(people)), "everybody", {})
+    groups = [people.centroid(np.flatnonzero(codes == code), str(value), {}) for code, value in enumerate(found)]
+    weight = np.bincount(codes) / (np.bincount(codes) + _DRAWN)
+    drawn = [everybody.vector + w * (group.vector - everybody.vector) for w, group in zip(weight, groups, strict=True)]
+    row = pd.Index(found).get_indexer(values.loc[cell.pairs.respondents])
+    vectors, covariances = [*drawn, everybody.vector], [p.covariance for p in (*groups, everybody)]
+    return StandIns(np.stack(vectors), np.stack(covariances), row % len(vectors))
 
 
 def _trait(fitted: Fitted) -> pd.Series:
@@ -297,14 +319,18 @@ def _trait(fitted: Fitted) -> pd.Series:
     return fitted.memory["trait"]
 
 
-def _by_question(steerer: PersonaPrompt, sets: list[np.ndarray], cell: Cell) -> np.ndarray:
-    """Probabilities (sets, n, K): a question is read once for everybody who was asked, whatever stands for them."""
+def _by_question(steerer: PersonaPrompt, sets: list[StandIns], cell: Cell) -> np.ndarray:
+    """Probabilities (sets, n, K): a question is read once for everybody who was asked, whoever stands for them."""
     out = np.zeros((len(sets), *_empty(cell).shape), dtype=np.float32)
     for j, at in by_question(cell.pairs):
-        everybody = np.concatenate([s[at] for s in sets])
-        vectors, place = np.unique(everybody, axis=0, return_inverse=True)  # many share a centroid
-        p = steerer.predict_proba_vectors(torch.as_tensor(vectors).float(), [cell.pairs.questions[j]])[:, 0]
-        out[:, at, : p.shape[1]] = p[place.reshape(-1)].reshape(len(sets), len(at), -1)
+        who = [np.unique(s.row[at], return_inverse=True) for s in sets]  # many share a centroid
+        vectors = np.concatenate([s.vectors[rows] for s, (rows, _) in zip(sets, who, strict=True)])
+        covariances = np.concatenate([s.covariances[rows] for s, (rows, _) in zip(sets, who, strict=True)])
+        asked = [cell.pairs.questions[j]]
+        p = steerer.predict_proba_vectors(torch.as_tensor(vectors).float(), asked, covariances=covariances)[:, 0]
+        starts = np.cumsum([0, *(len(rows) for rows, _ in who)])
+        for i, (_, back) in enumerate(who):
+            out[i, at, : p.shape[1]] = p[starts[i] + back]
     return out
 
 

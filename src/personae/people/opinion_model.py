@@ -19,6 +19,7 @@ from personae.people.answers import Answers, Scale, collect
 from personae.people.choice import choose, readout_of
 from personae.people.persona import Persona, Personas
 from personae.people.readout import Readout
+from personae.people.spread import beyond
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -350,8 +351,7 @@ class OpinionModel(BaseEstimator):
         if isinstance(personas, np.ndarray) or not (isinstance(personas, Persona) or len(personas)):
             return None
         people = [personas] if isinstance(personas, Persona) else personas
-        values, basis = np.linalg.eigh(np.stack([p.covariance for p in people]) - self.typical_covariance_)
-        return basis * np.sqrt(np.maximum(values, 0))[:, None, :]
+        return beyond(np.stack([p.covariance for p in people]), self.typical_covariance_)
 
     def question_index(self, questions: str | Iterable[str]) -> np.ndarray:
         """Columns of the given question ids, shape (n,); an unknown id raises with the nearest ones."""

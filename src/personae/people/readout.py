@@ -6,7 +6,6 @@ import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import scipy.sparse as sp
@@ -14,6 +13,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from personae.data.survey import Survey
 from personae.people.als import Factorization, unpack
+from personae.people.spread import normal_points
 
 _INTERCEPT_STRENGTH = 3.0  # a few answers do not move the smoothed marginal
 _STEPS = 15
@@ -46,7 +46,7 @@ class Readout:
         w = w.reshape(-1, w.shape[2]).T  # (D, q K)
         if roots is None:
             return _softmax((vectors.astype(np.float32) @ w).reshape(len(vectors), *a.shape) + a)
-        points = _normal_points(vectors.shape[1])
+        points = normal_points(vectors.shape[1])
         total = np.zeros((len(vectors), *a.shape), np.float32)
         for point in points:
             moved = (vectors + roots @ point).astype(np.float32)
@@ -227,11 +227,3 @@ def _softmax(logits: np.ndarray) -> np.ndarray:
     np.exp(logits, out=logits)
     logits /= logits.sum(axis=-1, keepdims=True)
     return logits
-
-
-@cache
-def _normal_points(size: int, pairs: int = 64) -> np.ndarray:
-    """Points whose mean, covariance and odd moments are those of N(0, I), (2 pairs, size); always the same."""
-    half = np.random.default_rng(0).standard_normal((max(pairs, 2 * size), size))
-    half = half @ np.linalg.inv(np.linalg.cholesky(half.T @ half / len(half))).T
-    return np.concatenate([half, -half])

@@ -33,8 +33,9 @@ _VALIDATION = 0.05  # share of the people who are held out to stop early
 class AnswersAndTalk:
     """The training task of `PersonaPrompt` (a `personae.training.loop.Task`).
 
-    Every step reads letters for some questions x people and adds sentences that state an answer, or to an open
-    question the answers which set a person apart; every fourth step adds option texts.
+    Every step reads letters for some questions x people, every other step of people as they would be known by some of
+    their answers. It adds sentences that state an answer, or to an open question the answers which set a person apart;
+    every fourth step adds option texts.
     """
 
     network: nn.Module
@@ -102,8 +103,9 @@ class AnswersAndTalk:
     def losses(self, step: int, batch: int = 0) -> Iterator[tuple[Tensor, int]]:
         """Mean cross-entropy of each of the step's formats."""
         rng = np.random.default_rng([self.seed, step, batch])
-        yield self._letters(rng)
-        if self.recipe == "contextual":
+        contextual = self.recipe == "contextual"
+        yield self._strangers(rng) if contextual and step % 2 else self._letters(rng)
+        if contextual:
             yield self._talk(rng)
             if step % 4 == 3:
                 yield self._texts(rng)
@@ -155,6 +157,31 @@ class AnswersAndTalk:
         turned = torch.as_tensor(new & (rng.random(len(asked)) < 0.5))
         target = reverse(target, self.survey.n_options[asked].tolist(), turned)
         return _cross_entropy(self._logits(asked, who, new, turned), target), who.size
+
+    def _strangers(self, rng: np.random.Generator) -> tuple[Tensor, int]:
+        """Letters of people as strangers are known: by some of their other answers, few as often as many."""
+        asked = rng.choice(self.usable, min(self.questions_a_step, len(self.usable)), replace=False)
+        who = np.stack([rng.choice(self.asked[j], self.people_a_step) for j in asked])  # (C, N)
+        personas = self.people.fold_in(
+            [self._some_answers(i, j, rng) for j, row in zip(asked, who, strict=True) for i in row]
+        )
+        prepared, network = self.letters.select(asked.tolist()), cast(Any, self.network)
+        vectors = torch.as_tensor(np.stack([p.vector for p in personas])).to(self.vectors)
+        vectors = vectors.unflatten(0, who.shape)
+        roots = network.expectation.roots(np.stack([p.covariance for p in personas])).unflatten(0, who.shape)
+        options = [self.survey.questions[j].options for j in asked]
+        at = torch.as_tensor(asked, device=vectors.device)
+        expected = network.expectation(vectors, prepared.representation, [len(o) for o in options], at, roots)
+        virtual = network(vectors, prepared.representation, "letters", expected)
+        target = _SAID * self._said(asked, who) + (1 - _SAID) * expected.softmax(-1)
+        return _cross_entropy(option_logits(self.lm, prepared, virtual, options), target), who.size
+
+    def _some_answers(self, person: int, without: int, rng: np.random.Generator) -> dict[str, str]:
+        """From one to all of the answers that somebody gave to other questions."""
+        others = np.setdiff1d(np.flatnonzero(self.given[person] >= 0), [without])
+        n = round(len(others) ** rng.random()) if len(others) else 0
+        questions = self.survey.questions
+        return {questions[j].id: questions[j].options[self.given[person, j]] for j in rng.choice(others, n, False)}
 
     def _texts(self, rng: np.random.Generator) -> tuple[Tensor, int]:
         at, asked, who = self._some_spoken(rng, 2, 8)
@@ -236,10 +263,10 @@ class AnswersAndTalk:
             return option_logits(self.lm, prepared, self._virtual(prepared, who, "letters"), options)
         n, vectors, network = [len(o) for o in options], self.vectors[who], cast(Any, self.network)
         at = torch.as_tensor(asked, device=vectors.device)
-        expected, taken = network.expected(vectors, prepared.representation, n, at), None
+        expected, taken = network.expectation(vectors, prepared.representation, n, at), None
         if new is not None:
             taken = torch.as_tensor(new, device=vectors.device)
-            left_out = network.questions.left_out(vectors, at, n)
+            left_out = network.expectation.new.left_out(vectors, at, n)
             left_out = left_out if turned is None else reverse(left_out, n, turned)
             expected = torch.where(taken[:, None, None], left_out, expected)
         virtual = network(vectors, prepared.representation, "letters", expected, taken)
@@ -247,13 +274,17 @@ class AnswersAndTalk:
 
     def _target(self, asked: np.ndarray, who: np.ndarray) -> Tensor:
         """Target probabilities (C, N, K) of people who answered."""
-        width = int(self.survey.n_options[asked].max())
-        columns = np.broadcast_to(asked[:, None], who.shape)
-        said = np.eye(width, dtype=np.float32)[self.given[who, columns]]
+        said = self._said(asked, who)
         if self.recipe != "contextual":  # cross-entropy on the answers alone, as published
-            return torch.as_tensor(said, device=self.lm.device)
-        known = self.people.predict_proba_pairs(who.ravel(), self._columns(columns.ravel()))[:, :width]
-        return torch.as_tensor(_SAID * said + (1 - _SAID) * known.reshape(said.shape), device=self.lm.device)
+            return said
+        columns = np.broadcast_to(asked[:, None], who.shape)
+        known = self.people.predict_proba_pairs(who.ravel(), self._columns(columns.ravel()))[:, : said.shape[-1]]
+        return _SAID * said + (1 - _SAID) * torch.as_tensor(known, device=said.device).view_as(said)
+
+    def _said(self, asked: np.ndarray, who: np.ndarray) -> Tensor:
+        """One at the option (C, N, K) that was given."""
+        width = int(self.survey.n_options[asked].max())
+        return torch.as_tensor(np.eye(width, dtype=np.float32)[self.given[who, asked[:, None]]], device=self.lm.device)
 
     def _columns(self, questions: np.ndarray) -> np.ndarray:
         if not hasattr(self, "_column"):

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from personae.lm.frozen import FrozenLM
 from personae.lm.prompts import LETTERS, letter_ids
 from personae.lm.reading import KeyValues
-from personae.people.new_questions import NewQuestions
 from personae.people.text_opinion_model import ANCHORS, PersonContext
+from personae.steering.expectation import Expectation
 from personae.steering.recall import Recall
 
 _LEAST = -6.0  # log-probabilities below are as good as none
@@ -76,10 +76,8 @@ class ContextualNetwork(nn.Module):
 
     Parameters
     ----------
-    intercepts, slopes : Tensor (Q, K), (Q, K, D)
-        The opinion model's read-outs of the Q questions that are learned from, -inf beyond a question's own options.
-    questions : NewQuestions
-        What it expects of others.
+    expectation : Expectation
+        What the opinion model expects of people.
     recall : Recall
         Which of somebody's answers matter to a chat.
 
@@ -103,16 +101,11 @@ class ContextualNetwork(nn.Module):
     that the LM learns what such a p is worth.
     """
 
-    intercepts: Tensor
-    slopes: Tensor
-
     def __init__(
         self,
         lm: FrozenLM,
         trunk: PersonContext,
-        intercepts: Tensor,
-        slopes: Tensor,
-        questions: NewQuestions,
+        expectation: Expectation,
         recall: Recall,
         n_tokens: dict[str, int],
         prefix: bool,
@@ -120,10 +113,8 @@ class ContextualNetwork(nn.Module):
         super().__init__()
         self.n_person = len(trunk.z_mean)
         self.trunk = trunk
-        self.questions = questions
+        self.expectation = expectation
         self.recall = recall
-        self.register_buffer("intercepts", intercepts)
-        self.register_buffer("slopes", slopes)
         self.slot = Slot(lm, n_tokens, prefix)
         self.out = nn.Linear(2 * trunk.width, self.slot.most, bias=False)
         nn.init.normal_(self.out.weight, 0.0, 0.02)
@@ -135,28 +126,10 @@ class ContextualNetwork(nn.Module):
         self.by_logits = nn.Parameter(torch.zeros_like(letters))
         self.anchors = nn.ParameterDict({f: torch.zeros(ANCHORS, self.slot.most) for f in FORMATS if f != "letters"})
 
-    def expected(self, vectors: Tensor, h: Tensor, n_options: list[int], known: Tensor) -> Tensor:
-        """What the opinion model expects of people (N, D) or (C, N, D): logits (C, N, K), -inf beyond own options.
-
-        Questions are given by their number among the Q learned from, ``known`` (C,), or -1 and representation (C, 2H).
-        """
-        x = vectors if vectors.dim() == 3 else vectors.expand(len(h), -1, -1)
-        logits = x.new_full((*x.shape[:2], max(n_options)), float("-inf"))
-        asked, new = (known >= 0).nonzero()[:, 0], (known < 0).nonzero()[:, 0]
-        if len(asked):
-            own = self.intercepts[known[asked], None] + x[asked] @ self.slopes[known[asked]].transpose(1, 2)
-            k = min(own.shape[-1], logits.shape[-1])
-            logits[asked, :, :k] = own[..., :k]
-        if len(new):
-            found = self.questions(x[new], h[new], [n_options[c] for c in new.tolist()])
-            logits[new, :, : found.shape[-1]] = found
-        return logits
-
     def recalled(self, vectors: Tensor, h: Tensor, without: Tensor | None = None, said: Tensor | None = None) -> Tensor:
         """Words (C, N, L, H) of an answer of each person that matters to chats (C, 2H); see `Recall.forward`."""
         x = vectors if vectors.dim() == 3 else vectors.expand(len(h), -1, -1)
-        logits = self.intercepts + torch.einsum("cnd,qkd->cnqk", x, self.slopes)
-        return self.recall(h.float(), logits, without, said)
+        return self.recall(h.float(), self.expectation.of_everything(x), without, said)
 
     def forward(
         self,

@@ -17,11 +17,11 @@ from personae.data.survey import Question, Survey
 from personae.lm.frozen import FrozenLM
 from personae.lm.prompts import Message, Placement, Prompt, chat_prompt, letters_prompt, plain_prompt, text_prompt
 from personae.lm.reading import KeyValues, Prepared, option_logits, prepare
-from personae.people.new_questions import NewQuestions
 from personae.people.persona import Persona
 from personae.people.text_opinion_model import PersonContext, TextOpinionModel
 from personae.steering.base import ChatRows, Steerer, check_read
 from personae.steering.examples import AnswersAndTalk
+from personae.steering.expectation import Expectation
 from personae.steering.networks import ConstantNetwork, ContextualNetwork, PaperNetwork
 from personae.steering.recall import Recall
 from personae.training.loop import Schedule, train
@@ -179,8 +179,9 @@ class PersonaPrompt(Steerer):
         marginal = torch.zeros(intercepts.shape)  # as wide as the widest question that the opinion model knows
         marginal[:, : task.marginal.shape[1]] = torch.as_tensor(task.marginal)
         recall = Recall.of(self.lm_, task.survey.questions, task.views[-1], marginal)
-        new = self.text_model_.new_
-        return ContextualNetwork(self.lm_, trunk, intercepts, slopes, new, recall, self.n_tokens_, prefix)
+        typical = torch.as_tensor(people.typical_covariance_).float()
+        expectation = Expectation(intercepts, slopes, typical, self.text_model_.new_)
+        return ContextualNetwork(self.lm_, trunk, expectation, recall, self.n_tokens_, prefix)
 
     # answering -------------------------------------------------------------------------------------------------
     @torch.no_grad()
@@ -191,16 +192,20 @@ class PersonaPrompt(Steerer):
 
         With placement ``late`` a question is computed once for everybody.
         """
-        return self.predict_proba_vectors(self._vectors(personas), questions, read)
+        return self.predict_proba_vectors(self._vectors(personas), questions, read, _covariances(personas))
 
     @torch.no_grad()
     def predict_proba_vectors(
-        self, vectors: torch.Tensor, questions: Sequence[Question], read: str = "letters"
+        self,
+        vectors: torch.Tensor,
+        questions: Sequence[Question],
+        read: str = "letters",
+        covariances: np.ndarray | None = None,
     ) -> np.ndarray:
-        """`predict_proba` of person vectors (P, D)."""
+        """`predict_proba` of person vectors (P, D) and their covariances (P, D, D), or vectors taken as they are."""
         width = max(len(q.options) for q in questions)
         out = np.zeros((len(vectors), len(questions), width), dtype=np.float32)
-        for rows, columns, p in self._parts(vectors, questions, read):
+        for rows, columns, p in self._parts(vectors, questions, read, covariances):
             out[rows, columns, : p.shape[2]] = p
         return out
 
@@ -208,13 +213,14 @@ class PersonaPrompt(Steerer):
         self, personas: Sequence[Persona], questions: Sequence[Question], read: str = "letters"
     ) -> Iterator[tuple[slice, list[int], np.ndarray]]:
         """See `Steerer`; together the parts take no longer than `predict_proba`, whose passes they are."""
-        return self._parts(self._vectors(personas), questions, read)
+        return self._parts(self._vectors(personas), questions, read, _covariances(personas))
 
     @torch.no_grad()
     def _parts(
-        self, vectors: torch.Tensor, questions: Sequence[Question], read: str
+        self, vectors: torch.Tensor, questions: Sequence[Question], read: str, covariances: np.ndarray | None
     ) -> Iterator[tuple[slice, list[int], np.ndarray]]:
         check_read(read)
+        roots = self._roots(covariances)
         vectors = vectors.to(self.lm_.device)
         put = letters_prompt if read == "letters" else text_prompt
         # Longest last, so that a pass holds questions of similar length.
@@ -233,7 +239,8 @@ class PersonaPrompt(Steerer):
             people = max(1, _ROW_TOKENS // (longest * len(asked)))
             for first in range(0, len(vectors), people):
                 rows = slice(first, first + people)
-                virtual = self.virtual_tokens(prepared, vectors[rows], read, [len(o) for o in options])
+                n, unsure = [len(o) for o in options], None if roots is None else roots[rows]
+                virtual = self.virtual_tokens(prepared, vectors[rows], read, n, unsure)
                 logits = option_logits(self.lm_, prepared, virtual, options, read)
                 p = torch.softmax(logits * sharp[:, None, None] if read == "letters" else logits, -1)
                 yield rows, columns, p.transpose(0, 1).cpu().numpy()
@@ -252,14 +259,20 @@ class PersonaPrompt(Steerer):
         return 1.0 if _mark(prompt) in self.known_ else self.sharpness_
 
     def virtual_tokens(
-        self, prepared: Prepared, vectors: torch.Tensor, format: str, n_options: list[int] | None = None
+        self,
+        prepared: Prepared,
+        vectors: torch.Tensor,
+        format: str,
+        n_options: list[int] | None = None,
+        roots: torch.Tensor | None = None,
     ) -> torch.Tensor | KeyValues:
         """Virtual tokens (C, N, T, H) of people (N, D) in C contexts; key/values a layer for ``prefix``."""
         h, network = prepared.representation, self.network_
         if not isinstance(network, ContextualNetwork) or format != "letters" or n_options is None:
             return network(vectors, h, format)
         known = torch.tensor([self.known_.get(_mark(prompt), -1) for prompt in prepared.prompts], device=h.device)
-        return network(vectors, h, format, network.expected(vectors, h, n_options, known), known < 0)
+        expected = network.expectation(vectors, h, n_options, known, roots)
+        return network(vectors, h, format, expected, known < 0)
 
     def question_rows(self, question: Question, personas: Sequence[Persona], read: str = "letters") -> ChatRows:
         """One question as each persona is asked it, to be read by letters or texts, as `chat_rows` gives a chat."""
@@ -281,7 +294,9 @@ class PersonaPrompt(Steerer):
     def _rows(
         self, prompt: Prompt, personas: Sequence[Persona], format: str, n_options: list[int] | None = None
     ) -> ChatRows:
-        virtual = self.virtual_tokens(prepare(self.lm_, [prompt]), self._vectors(personas), format, n_options)
+        prepared, vectors = prepare(self.lm_, [prompt]), self._vectors(personas)
+        roots = self._roots(_covariances(personas))
+        virtual = self.virtual_tokens(prepared, vectors, format, n_options, roots)
         return ChatRows([prompt] * len(personas), virtual[0] if isinstance(virtual, torch.Tensor) else virtual)
 
     def _vectors(self, personas: Sequence[Persona]) -> torch.Tensor:
@@ -296,6 +311,12 @@ class PersonaPrompt(Steerer):
                     f"vectors of {wanted}: take personas of the opinion model it was trained with"
                 )
         return torch.as_tensor(np.stack([p.vector for p in personas])).float().to(self.lm_.device)
+
+    def _roots(self, covariances: np.ndarray | None) -> torch.Tensor | None:
+        """How much less is known of people than of those trained on, (P, D, D); see `Expectation`."""
+        if covariances is None or not isinstance(self.network_, ContextualNetwork):
+            return None
+        return self.network_.expectation.roots(covariances)
 
     # files -----------------------------------------------------------------------------------------------------
     def save(self, folder: Path | str) -> None:
@@ -346,12 +367,11 @@ class PersonaPrompt(Steerer):
             width, n_context = weights["trunk.interaction.weight"].shape
             n_person = weights["trunk.person.0.weight"].shape[1]
             trunk = PersonContext(n_person, n_context, width, dropout=0.0, views=len(weights["trunk.h_mean"]))
-            if not {"intercepts", "recall.keys"} <= weights.keys():
+            if not {"expectation.typical", "recall.keys"} <= weights.keys():
                 raise ValueError(f"{folder} is of an earlier version, which told the LM less; train it again")
-            questions = NewQuestions.from_state(_part(weights, "questions."))
+            expectation = Expectation.from_state(_part(weights, "expectation."))
             recall = Recall.from_state(_part(weights, "recall."))
-            readouts = weights["intercepts"], weights["slopes"]
-            self.network_ = ContextualNetwork(self.lm_, trunk, *readouts, questions, recall, self.n_tokens_, prefix)
+            self.network_ = ContextualNetwork(self.lm_, trunk, expectation, recall, self.n_tokens_, prefix)
         self.network_.load_state_dict(weights)
         self.network_.to(self.lm_.device).eval()
         self.history_ = about["history"]
@@ -368,6 +388,10 @@ def check_lm(lm: FrozenLM, trained_with: dict[str, Any], folder: Path) -> None:
                 f"{folder} was trained with {trained_with['name']}, but {lm.name} has another {key}; "
                 "give the same LM, or train again"
             )
+
+
+def _covariances(personas: Sequence[Persona]) -> np.ndarray:
+    return np.stack([p.covariance for p in personas])
 
 
 def _part(weights: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:

@@ -82,11 +82,20 @@ def test_alone_as_in_a_batch_in_any_order(steerer, mixed, people, by, monkeypatc
     np.testing.assert_allclose(steerer.predict_proba(personas, questions, by), together, atol=2e-5)
 
 
-def test_a_vector_is_all_that_counts_of_a_persona(steerer, mixed, people):
-    personas = _some(people, 3)
+def test_a_vector_and_its_covariance_are_all_that_counts_of_a_persona(steerer, mixed, people):
+    personas = [*_some(people, 3), people.fold_in({})]
     vectors = torch.as_tensor(np.stack([p.vector for p in personas])).float()
+    covariances = np.stack([p.covariance for p in personas])
     named = steerer.predict_proba(personas, mixed.questions)
-    np.testing.assert_array_equal(steerer.predict_proba_vectors(vectors, mixed.questions), named)
+    found = steerer.predict_proba_vectors(vectors, mixed.questions, covariances=covariances)
+    np.testing.assert_array_equal(found, named)
+    as_they_are = steerer.predict_proba_vectors(vectors, mixed.questions)
+    counts = steerer.recipe == "contextual"  # others are told the vector alone
+    assert np.allclose(as_they_are[-1], named[-1], atol=1e-6) != counts
+    # Somebody as well known as those trained on is taken as the vector says.
+    typical = np.broadcast_to(people.typical_covariance_, covariances.shape)
+    known = steerer.predict_proba_vectors(vectors, mixed.questions, covariances=typical)
+    np.testing.assert_allclose(known, as_they_are, atol=2e-5)
 
 
 def test_talks(steerer, people):
@@ -189,11 +198,19 @@ def test_of_a_question_it_learned_from_the_lm_is_told_what_the_opinion_model_exp
     asked, n = mixed.questions, mixed.n_options.tolist()
     prepared = prepare(lm, [letters_prompt(lm, q.text, q.options, steerer.placement_) for q in asked])
     vectors = torch.as_tensor(people.vectors_[:5]).float()
-    logits = steerer.network_.expected(vectors, prepared.representation, n, torch.arange(len(n)))
+    logits = steerer.network_.expectation(vectors, prepared.representation, n, torch.arange(len(n)))
     told = logits.softmax(-1).transpose(0, 1).numpy()
     np.testing.assert_allclose(told, people.predict_proba(people.vectors_[:5], mixed.question_ids), atol=1e-5)
+    # Of somebody who is hardly known it is told the mean over who that may be.
+    strangers = [people.fold_in({}), people.fold_in({asked[0].id: asked[0].options[0]})]
+    vectors_of = torch.as_tensor(np.stack([p.vector for p in strangers])).float()
+    roots = steerer.network_.expectation.roots(np.stack([p.covariance for p in strangers]))
+    found = steerer.network_.expectation(vectors_of, prepared.representation, n, torch.arange(len(n)), roots)
+    expected = people.predict_proba(strangers, mixed.question_ids)
+    np.testing.assert_allclose(found.exp().transpose(0, 1).numpy(), expected, atol=1e-5)
+    assert not np.allclose(expected, people.predict_proba(vectors_of.numpy(), mixed.question_ids), atol=1e-3)
     # One that is new in between changes nothing for the others.
-    some = steerer.network_.expected(vectors, prepared.representation, n, torch.tensor([-1, *range(1, len(n))]))
+    some = steerer.network_.expectation(vectors, prepared.representation, n, torch.tensor([-1, *range(1, len(n))]))
     torch.testing.assert_close(some[1:], logits[1:])
     assert not torch.allclose(some[0], logits[0])
 
@@ -201,7 +218,7 @@ def test_of_a_question_it_learned_from_the_lm_is_told_what_the_opinion_model_exp
 def test_what_an_earlier_version_saved_is_refused(lm, mixed, people, tmp_path):
     steerer = PersonaPrompt(lm, steps=1).fit(mixed, people, progress=False)
     steerer.save(tmp_path)
-    kept = {n: v for n, v in steerer.network_.state_dict().items() if n not in ("intercepts", "slopes")}
+    kept = {n: v for n, v in steerer.network_.state_dict().items() if n != "expectation.typical"}
     save_file(kept, tmp_path / "network.safetensors")
     with pytest.raises(ValueError, match=r"earlier version.*train it again"):
         PersonaPrompt.load(tmp_path, lm=lm)
@@ -510,12 +527,8 @@ class Recorder(torch.nn.Module):
         self.inner, self.seen = inner, []
 
     @property
-    def questions(self):
-        return self.inner.questions
-
-    @property
-    def expected(self):
-        return self.inner.expected
+    def expectation(self):
+        return self.inner.expectation
 
     def forward(self, vectors, *more, **told):
         self.seen.append(vectors.reshape(-1, vectors.shape[-1]))
@@ -537,14 +550,36 @@ def test_held_out_people_are_never_in_a_batch(lm, mixed, people, recipe):
         task.network.seen.clear()
         return set(found.nonzero()[:, 1].tolist())
 
+    strangers, some_answers = set(), task._some_answers
+
+    def answers(person, without, rng):
+        strangers.add(int(person))
+        return some_answers(person, without, rng)
+
+    task._some_answers = answers
     with torch.no_grad():
-        for step in range(24):
+        for step in range(48):
             list(task.losses(step))
         trained = rows()
         task.validate()
         validated = rows()
     assert trained == set(task.trained)
+    assert strangers == (trained if recipe == "contextual" else set())
     assert validated == set(task.held_out)
+
+
+def test_a_stranger_is_known_by_answers_to_other_questions(lm, mixed, people):
+    task = AnswersAndTalk(lm, mixed, people, "late", "contextual", 0)
+    own = mixed.answers_of(mixed.respondent_ids[3])
+    others = {q.id for q in mixed.questions[1:]} & own.keys()
+    rng = np.random.default_rng(0)
+    drawn = [task._some_answers(3, 0, rng) for _ in range(200)]
+    assert {len(known) for known in drawn} == set(range(1, len(others) + 1))
+    assert set().union(*drawn) == others
+    assert all(known.items() <= own.items() for known in drawn)
+    only = Survey(mixed.questions, ["a", "b"], [0, 1], [0, 0], [0, 1])
+    alone = AnswersAndTalk(lm, only, OpinionModel(n_components=1).fit(only), "late", "contextual", 0)
+    assert alone._some_answers(0, 0, rng) == {}  # nothing else is known of them
 
 
 def test_validation_is_on_the_answers_of_held_out_people(lm, mixed, people, late):
