@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
 
 from personae.data.account import SurveyError
 from personae.data.survey import Question, Survey
+from personae.people.metric import metric
 from personae.people.opinion_model import OpinionModel
 from personae.people.persona import Persona, Personas
 from personae.people.profiles import Profiles
@@ -119,7 +120,7 @@ class Cohorts(BaseEstimator):
         if self.k != "auto" and not (isinstance(self.k, (int, np.integer)) and 1 <= self.k <= len(people)):
             raise ValueError(f'k is {self.k!r}; it is "auto" or an integer from 1 to {len(people)}')
         asked = self._asked(people)
-        self._projection = _projection(people.question_factors_ if asked is None else people.question_factors_[asked])
+        self._projection = metric(people.question_factors_ if asked is None else people.question_factors_[asked])
         points = people.vectors_ @ self._projection  # (N, D')
         self.curves_ = self._curves(points) if self.k == "auto" else None
         self.k_ = int(self.k) if self.curves_ is None else int(self.curves_.k[self.curves_.score.argmax()])
@@ -216,12 +217,57 @@ class Cohorts(BaseEstimator):
         vectors = personas if isinstance(personas, np.ndarray) else np.stack([p.vector for p in personas])
         return _nearest(np.atleast_2d(vectors) @ self._projection, self._centres)[0]
 
+    # figures ---------------------------------------------------------------------------------------------------
     def plot_profile(self, cohort: int, questions: Sequence[Question] = ()) -> Figure:
-        """A cohort's telling answers and traits beside everybody's: see `personae.people.figures.plot_profile`."""
+        """A cohort's telling answers and traits beside everybody's, with 95 % intervals.
+
+        Parameters
+        ----------
+        cohort : int
+        questions : sequence of Question, optional
+            For their titles; ids are shown without.
+
+        Raises
+        ------
+        IndexError
+            There is no such cohort.
+        """
         from personae.people.figures import plot_profile
 
+        name = self[cohort].name
+        return plot_profile(self.profiles_, range(self.k_)[cohort], name, questions)
+
+    def plot_questions(self, questions: Sequence[Question] = (), most: int = 30) -> Figure:
+        """Cohorts x the questions that divide them most: who is nearer to the first option, who to the last.
+
+        Parameters
+        ----------
+        questions : sequence of Question, optional
+            For their titles and options; ids are shown without.
+        most : int
+            Questions drawn.
+        """
+        from personae.people.figures import plot_questions
+
         check_is_fitted(self)
-        return plot_profile(self, cohort, questions)
+        return plot_questions(self.profiles_, questions, most)
+
+    def plot_choice(self) -> Figure:
+        """The curves by which the number of cohorts was chosen.
+
+        Raises
+        ------
+        ValueError
+            It was given, not chosen.
+        """
+        from personae.people.figures import plot_choice
+
+        check_is_fitted(self)
+        if self.curves_ is None:
+            raise ValueError(
+                f'k = {self.k_} was given, so there is nothing to draw; fit Cohorts(k="auto") to choose it'
+            )
+        return plot_choice(self.curves_, self.k_, self.minimum)
 
     # files -----------------------------------------------------------------------------------------------------
     def save(self, folder: str | Path) -> None:
@@ -269,13 +315,6 @@ class Cohorts(BaseEstimator):
         self.profiles_ = Profiles.load(folder)
         self._summarise()
         return self
-
-
-def _projection(factors: np.ndarray) -> np.ndarray:
-    """A (D, D') with A A' = F'F / Q', so that |(x - x') A| compares predicted answers to the questions of F."""
-    values, basis = np.linalg.eigh(factors.T.astype(np.float64) @ factors / len(factors))
-    kept = values > 1e-9 * values.max()
-    return (basis[:, kept] * np.sqrt(values[kept])).astype(np.float32)
 
 
 def _k_means(points: np.ndarray, k: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from personae.data.survey import Question
-from personae.people.cohorts import Cohorts
+from personae.people.profiles import Profiles
 
 try:
     import plotly.graph_objects as go
@@ -22,22 +22,11 @@ COLOURS = (
     *("#ee7733", "#009988", "#7766cc", "#886644", "#99aa55", "#dd88bb"),
 )
 GREY = "#8a8f98"
-_TELLING = 5
-_STANDING_OUT = 8
 
 
 # the choice of k -------------------------------------------------------------------------------------------------
-def plot_choice(cohorts: Cohorts) -> go.Figure:
-    """The curves by which the number of cohorts was chosen.
-
-    Raises
-    ------
-    ValueError
-        It was given, not chosen.
-    """
-    curves = cohorts.curves_
-    if curves is None:
-        raise ValueError(f'k = {cohorts.k_} was given, so there is nothing to draw; fit Cohorts(k="auto") to choose it')
+def plot_choice(curves: pd.DataFrame, k: int, minimum: int) -> go.Figure:
+    """The curves by which the number of cohorts was chosen: see `Cohorts.plot_choice`."""
     figure = go.Figure()
     lines = {
         "score = elbow x stability": curves.score.where(curves.score >= 0),
@@ -52,66 +41,20 @@ def plot_choice(cohorts: Cohorts) -> go.Figure:
             mode="lines+markers",
             name=name,
             line={"color": colour, "dash": dash, "width": 3 if dash == "solid" else 1.5},
-            customdata=[n if n >= cohorts.minimum else f"of fewer than {cohorts.minimum}" for n in curves.smallest],
+            customdata=[n if n >= minimum else f"of fewer than {minimum}" for n in curves.smallest],
             hovertemplate="k = %{x}: %{y:.2f}, smallest cohort %{customdata} people<extra></extra>",
         )
-    figure.add_vline(x=cohorts.k_, line={"color": GREY, "width": 1}, annotation_text=f"k = {cohorts.k_}")
+    figure.add_vline(x=k, line={"color": GREY, "width": 1}, annotation_text=f"k = {k}")
     return styled(
         figure, height=360, xaxis={"title": "number of cohorts k", "dtick": 1}, yaxis={"range": [-0.02, 1.08]}
     )
 
 
 # one cohort ------------------------------------------------------------------------------------------------------
-def telling_answers(cohorts: Cohorts, cohort: int, n: int = _TELLING) -> pd.DataFrame:
-    """Of the questions on which a cohort is furthest from everybody, the answers that gained most.
-
-    Returns
-    -------
-    DataFrame, at most n rows
-        question, option, count, n, share, low, high, population_share; no suppressed cell, and none beside which
-        everybody's share is hidden.
-    """
-    telling, answers = cohorts.profiles_.telling, cohorts.profiles_.answers
-    order = telling.question[(telling.cohort == cohort) & ~telling.suppressed]
-    cells = answers[(answers.cohort == cohort) & ~answers.suppressed & answers.population_share.notna()]
-    gain = (cells.share - cells.population_share).groupby(cells.question).idxmax()
-    best = cells.loc[gain[[q for q in order if q in gain.index][:n]]]
-    return best.drop(columns=["cohort", "suppressed"]).reset_index(drop=True)
-
-
-def standing_out(cohorts: Cohorts, cohort: int, n: int = _STANDING_OUT) -> pd.DataFrame:
-    """Values of traits whose 95 % interval leaves out everybody's share, the most different first.
-
-    Returns
-    -------
-    DataFrame, at most n rows
-        trait, value, count, n, share, low, high, population_share; no suppressed cell.
-    """
-    traits = cohorts.profiles_.traits
-    cells = traits[(traits.cohort == cohort) & ~traits.suppressed.astype(bool)]
-    cells = cells[(cells.low > cells.population_share) | (cells.high < cells.population_share)]
-    away = (cells.share - cells.population_share).abs().sort_values(ascending=False, kind="stable")
-    return cells.loc[away.index[:n]].drop(columns=["cohort", "suppressed"]).reset_index(drop=True)
-
-
-def plot_profile(cohorts: Cohorts, cohort: int, questions: Sequence[Question] = ()) -> go.Figure:
-    """A cohort's telling answers and traits beside everybody's, with 95 % intervals.
-
-    Parameters
-    ----------
-    cohort : int
-    questions : sequence of Question, optional
-        For their titles; ids are shown without.
-
-    Raises
-    ------
-    IndexError
-        There is no such cohort.
-    """
-    name = cohorts[cohort].name
-    cohort = range(cohorts.k_)[cohort]
+def plot_profile(profiles: Profiles, cohort: int, name: str, questions: Sequence[Question] = ()) -> go.Figure:
+    """A cohort's telling answers and traits beside everybody's: see `Cohorts.plot_profile`."""
     title = {q.id: q.title or q.id for q in questions}
-    answers, traits = telling_answers(cohorts, cohort), standing_out(cohorts, cohort)
+    answers, traits = profiles.telling_answers(cohort), profiles.standing_out(cohort)
     labels = [f"{title.get(q, q)}: {o}" for q, o in zip(answers.question, answers.option, strict=True)]
     labels += [f"{t}: {v}" for t, v in zip(traits.trait, traits.value, strict=True)]
     cells = pd.concat([answers, traits], ignore_index=True)
@@ -155,48 +98,11 @@ def plot_profile(cohorts: Cohorts, cohort: int, questions: Sequence[Question] = 
 
 
 # cohorts by question ---------------------------------------------------------------------------------------------
-def mean_differences(cohorts: Cohorts) -> pd.DataFrame:
-    """Mean observed answer of each cohort, less everybody's, on a scale from 0 (first option) to 1 (last).
-
-    Returns
-    -------
-    DataFrame, questions x cohorts
-        NaN where a cohort is suppressed.
-
-    Notes
-    -----
-    It is computed from what a profile shows: where fewer than ten of a cohort chose an option, the options so hidden
-    share what is left of its answers as they share everybody's; options of which everybody's share is hidden are taken
-    to be equally frequent.
-    """
-    cells = cohorts.profiles_.answers
-    unknown = cells.population_share.isna().groupby([cells.question, cells.cohort]).transform("sum")
-    known = cells.groupby(["question", "cohort"]).population_share.transform("sum")
-    cells = cells.assign(population_share=cells.population_share.fillna((1 - known) / unknown.where(unknown > 0)))
-    shown = cells.groupby(["question", "cohort"], sort=False)
-    position = shown.cumcount() / (shown.share.transform("size") - 1)
-    hidden = cells.population_share.where(cells.share.isna())
-    all_hidden = hidden.groupby([cells.question, cells.cohort]).transform("sum")
-    left = (1 - shown.share.transform("sum")).clip(lower=0)
-    share = cells.share.fillna((left * hidden / all_hidden.where(all_hidden > 0)).fillna(0.0))
-    away = ((share - cells.population_share) * position).where(shown.share.transform("count") > 0)
-    total = away.groupby([cells.question, cells.cohort], sort=False).sum(min_count=1)
-    return total.unstack("cohort")
-
-
-def plot_questions(cohorts: Cohorts, questions: Sequence[Question] = (), most: int = 30) -> go.Figure:
-    """Cohorts x the questions that divide them most: who is nearer to the first option, who to the last.
-
-    Parameters
-    ----------
-    questions : sequence of Question, optional
-        For their titles and options; ids are shown without.
-    most : int
-        Questions drawn.
-    """
-    splitting = cohorts.profiles_.splitting
+def plot_questions(profiles: Profiles, questions: Sequence[Question] = (), most: int = 30) -> go.Figure:
+    """Cohorts x the questions that divide them most: see `Cohorts.plot_questions`."""
+    splitting = profiles.splitting
     chosen = splitting.question[~splitting.suppressed].head(most)
-    away = mean_differences(cohorts).loc[chosen]  # (q, k)
+    away = profiles.mean_differences().loc[chosen]  # (q, k)
     z = away.to_numpy(dtype=float)
     about = {q.id: q for q in questions}
     label = [about[q].title or q if q in about else q for q in chosen]
@@ -230,7 +136,12 @@ def plot_questions(cohorts: Cohorts, questions: Sequence[Question] = (), most: i
     return styled(
         figure,
         height=120 + 24 * len(z),
-        xaxis={"tickvals": np.arange(z.shape[1]), "ticktext": [p.name for p in cohorts], "side": "top", **plain},
+        xaxis={
+            "tickvals": np.arange(z.shape[1]),
+            "ticktext": [f"cohort-{c}" for c in away.columns],
+            "side": "top",
+            **plain,
+        },
         yaxis={
             "tickvals": np.arange(len(z)),
             "ticktext": [shortened(t, 44) for t in label],

@@ -2,18 +2,42 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import pandas as pd
 
 from personae.data.survey import Question, look_up
-from personae.people.cohorts import Cohorts, _projection
 from personae.people.figures import COLOURS, GREY, as_text, go, shortened, styled
-from personae.people.opinion_model import OpinionModel
+from personae.people.metric import metric
 
 OTHER = "(other)"  # no value of a trait
 _MOST_DRAWN = 10_000  # people of a map
+
+
+class People(Protocol):
+    """What a map shows of `OpinionModel`."""
+
+    vectors_: np.ndarray
+    question_factors_: np.ndarray
+    prior_covariance_: np.ndarray
+    questions_: Sequence[Question]
+    traits_: pd.DataFrame
+
+    def __len__(self) -> int: ...
+
+    def covariance(self, rows: np.ndarray) -> np.ndarray: ...
+
+
+class Groups(Protocol):
+    """What a map shows of `Cohorts`."""
+
+    k_: int
+    labels_: np.ndarray
+    distances_: np.ndarray
+    _projection: np.ndarray
+    _centres: np.ndarray
 
 
 class Map(NamedTuple):
@@ -44,7 +68,7 @@ class Map(NamedTuple):
         return vectors @ self.axes - self.origin
 
 
-def coordinates(people: OpinionModel, cohorts: Cohorts | None = None) -> Map:
+def coordinates(people: People, cohorts: Groups | None = None) -> Map:
     """The plane on which most of the differences between people's predicted answers are seen.
 
     Notes
@@ -53,7 +77,7 @@ def coordinates(people: OpinionModel, cohorts: Cohorts | None = None) -> Map:
     that the cohorts were formed with, else that of all questions). The sign of an axis is fixed by the question whose
     predicted answer varies most along it: Cov(score, x . q_j) > 0.
     """
-    A = _projection(people.question_factors_) if cohorts is None else cohorts._projection
+    A = metric(people.question_factors_) if cohorts is None else cohorts._projection
     x = (people.vectors_ @ A).astype(np.float64)  # (N, D')
     centre = x.mean(0)
     values, basis = np.linalg.eigh((x - centre).T @ (x - centre))
@@ -70,7 +94,7 @@ def coordinates(people: OpinionModel, cohorts: Cohorts | None = None) -> Map:
 
 
 def plot_map(
-    people: OpinionModel, cohorts: Cohorts | None = None, trait: str | None = None, minimum: int = 10, seed: int = 0
+    people: People, cohorts: Groups | None = None, trait: str | None = None, minimum: int = 10, seed: int = 0
 ) -> go.Figure:
     """Everybody as a point: near are those who would answer alike.
 

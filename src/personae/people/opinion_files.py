@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +14,16 @@ from safetensors.numpy import load_file, save_file
 from personae.data.survey import Question
 from personae.people.als import Factorization, Side, chunks, condense
 from personae.people.answers import Scale
-from personae.people.opinion_model import OpinionModel
 from personae.people.readout import Readout
 
 _FORMAT = 1
 _FILES = ("opinion_model.json", "opinion_model.safetensors", "respondents.parquet", "questions.parquet")
 
 
-def save(model: OpinionModel, folder: Path) -> None:
+Model = Any  # an `OpinionModel`, which saves and loads itself by this file
+
+
+def save(model: Model, folder: Path) -> None:
     """Write a fitted model into a folder, made if it does not exist."""
     folder.mkdir(parents=True, exist_ok=True)
     save_file(_tensors(model), folder / "opinion_model.safetensors")
@@ -42,8 +45,11 @@ def save(model: OpinionModel, folder: Path) -> None:
     table.to_parquet(folder / "questions.parquet", index=False)
 
 
-def load(folder: Path) -> OpinionModel:
-    """Open what `save` wrote; raises ``ValueError`` if a file is missing, of another format, or does not fit."""
+def load(make: Callable[..., Model], folder: Path) -> Model:
+    """Open what `save` wrote, ``make`` being the class.
+
+    Raises ``ValueError`` if a file is missing, of another format, or does not fit.
+    """
     for name in _FILES:
         if not (folder / name).is_file():
             raise ValueError(f"there is no opinion model in {folder}: {name} is missing")
@@ -58,7 +64,7 @@ def load(folder: Path) -> OpinionModel:
     t = load_file(folder / "opinion_model.safetensors")
     _check(folder, t, len(traits), len(table), facts)
     d = facts["n_components"]
-    model = OpinionModel(**facts["params"])
+    model = make(**facts["params"])
     model.strength_, model.validation_ = facts["strength"], facts["validation"]
     model.confidence_ = facts.get("confidence", 1.0)  # earlier files have none: read-outs as they were fitted
     model.fingerprint_, model.survey_ = facts["fingerprint"], None
@@ -74,7 +80,7 @@ def load(folder: Path) -> OpinionModel:
     return model
 
 
-def _tensors(model: OpinionModel) -> dict[str, np.ndarray]:
+def _tensors(model: Model) -> dict[str, np.ndarray]:
     D = model.vectors_.shape[1]
     covariance = [condense(model.covariance(rows), len(model)) for rows in chunks(len(model), 8 * D * D)]
     people, questions = model._model.people, model._model.questions

@@ -24,7 +24,7 @@ from personae.people.spread import beyond
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
 
-    from personae.people.cohorts import Cohorts
+    from personae.people.map import Groups
 
 
 class OpinionModel(BaseEstimator):
@@ -361,7 +361,7 @@ class OpinionModel(BaseEstimator):
         return np.arange(len(self.questions_)) if questions is None else self.question_index(questions)
 
     # figures ---------------------------------------------------------------------------------------------------
-    def plot_map(self, cohorts: Cohorts | None = None, trait: str | None = None) -> Figure:
+    def plot_map(self, cohorts: Groups | None = None, trait: str | None = None) -> Figure:
         """Everybody as a point, coloured by cohort or trait: see `personae.people.map.plot_map`."""
         from personae.people.map import plot_map
 
@@ -381,4 +381,5 @@ class OpinionModel(BaseEstimator):
         """Open what `save` wrote; raises ``ValueError`` if a file is missing, of another format, or does not fit."""
         from personae.people.opinion_files import load
 
-        return load(Path(folder))
+        model: OpinionModel = load(cls, Path(folder))
+        return model

@@ -15,6 +15,8 @@ _BOOTSTRAP = 200
 _INTERVAL = (2.5, 97.5)
 _BLOCK_CELLS = 20_000_000  # bootstrap counts held at a time
 _LABEL_ANSWERS = 2
+_TELLING = 5
+_STANDING_OUT = 8
 
 
 @dataclass
@@ -66,6 +68,64 @@ class Profiles:
             _ranked(pd.concat(telling, ignore_index=True), ["cohort"]),
             _ranked(pd.concat(splitting, ignore_index=True), []),
         )
+
+    def telling_answers(self, cohort: int, n: int = _TELLING) -> pd.DataFrame:
+        """Of the questions on which a cohort is furthest from everybody, the answers that gained most.
+
+        Returns
+        -------
+        DataFrame, at most n rows
+            question, option, count, n, share, low, high, population_share; no suppressed cell, and none beside which
+            everybody's share is hidden.
+        """
+        telling, answers = self.telling, self.answers
+        order = telling.question[(telling.cohort == cohort) & ~telling.suppressed]
+        cells = answers[(answers.cohort == cohort) & ~answers.suppressed & answers.population_share.notna()]
+        gain = (cells.share - cells.population_share).groupby(cells.question).idxmax()
+        best = cells.loc[gain[[q for q in order if q in gain.index][:n]]]
+        return best.drop(columns=["cohort", "suppressed"]).reset_index(drop=True)
+
+    def standing_out(self, cohort: int, n: int = _STANDING_OUT) -> pd.DataFrame:
+        """Values of traits whose 95 % interval leaves out everybody's share, the most different first.
+
+        Returns
+        -------
+        DataFrame, at most n rows
+            trait, value, count, n, share, low, high, population_share; no suppressed cell.
+        """
+        traits = self.traits
+        cells = traits[(traits.cohort == cohort) & ~traits.suppressed.astype(bool)]
+        cells = cells[(cells.low > cells.population_share) | (cells.high < cells.population_share)]
+        away = (cells.share - cells.population_share).abs().sort_values(ascending=False, kind="stable")
+        return cells.loc[away.index[:n]].drop(columns=["cohort", "suppressed"]).reset_index(drop=True)
+
+    def mean_differences(self) -> pd.DataFrame:
+        """Mean observed answer of each cohort, less everybody's, on a scale from 0 (first option) to 1 (last).
+
+        Returns
+        -------
+        DataFrame, questions x cohorts
+            NaN where a cohort is suppressed.
+
+        Notes
+        -----
+        It is computed from what a profile shows: where fewer than ten of a cohort chose an option, the options so
+        hidden share what is left of its answers as they share everybody's; options of which everybody's share is hidden
+        are taken to be equally frequent.
+        """
+        cells = self.answers
+        unknown = cells.population_share.isna().groupby([cells.question, cells.cohort]).transform("sum")
+        known = cells.groupby(["question", "cohort"]).population_share.transform("sum")
+        cells = cells.assign(population_share=cells.population_share.fillna((1 - known) / unknown.where(unknown > 0)))
+        shown = cells.groupby(["question", "cohort"], sort=False)
+        position = shown.cumcount() / (shown.share.transform("size") - 1)
+        hidden = cells.population_share.where(cells.share.isna())
+        all_hidden = hidden.groupby([cells.question, cells.cohort]).transform("sum")
+        left = (1 - shown.share.transform("sum")).clip(lower=0)
+        share = cells.share.fillna((left * hidden / all_hidden.where(all_hidden > 0)).fillna(0.0))
+        away = ((share - cells.population_share) * position).where(shown.share.transform("count") > 0)
+        total = away.groupby([cells.question, cells.cohort], sort=False).sum(min_count=1)
+        return total.unstack("cohort")
 
     def label(self, cohort: int, survey: Survey) -> str:
         """A few words from a cohort's most telling answers, e.g. ``"too much: welfare; too little: the military"``."""

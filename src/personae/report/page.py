@@ -19,13 +19,6 @@ import personae
 from personae.bundle import Bundle, BundleError
 from personae.data.survey import Question
 from personae.people.cohorts import Cohorts
-from personae.people.figures import (
-    plot_choice,
-    plot_profile,
-    plot_questions,
-    standing_out,
-    telling_answers,
-)
 from personae.people.map import plot_map
 from personae.people.suppression import hidden_cells, protected
 from personae.report.figures import plot_training
@@ -107,9 +100,9 @@ def report(bundle: Bundle, evaluation: Path | None = None) -> str:
         maps=_maps(bundle, cohorts),
         minimum=10 if cohorts is None else cohorts.minimum,
         cohorts=cohorts,
-        choice=_plain(plot_choice(cohorts)) if chosen and cohorts else None,
+        choice=_plain(cohorts.plot_choice()) if chosen and cohorts else None,
         cards=[] if cohorts is None else [_card(cohorts, c, questions) for c in range(len(cohorts))],
-        heat=None if cohorts is None or _dividing(cohorts).empty else _plain(plot_questions(cohorts, questions)),
+        heat=None if cohorts is None or _dividing(cohorts).empty else _plain(cohorts.plot_questions(questions)),
         dividing=[] if cohorts is None else _dividing_tables(cohorts, questions),
         steered=bundle.manifest["steerer"] is not None,
         training=_plain(plot_training(history)) if history else None,
@@ -171,17 +164,17 @@ def _maps(bundle: Bundle, cohorts: Cohorts | None) -> list[tuple[str, Markup]]:
 def _card(cohorts: Cohorts, c: int, questions: Sequence[Question]) -> Card:
     row = cohorts.summary_.iloc[c]
     asked = {q.id: q for q in questions}
-    answers, traits = telling_answers(cohorts, c), standing_out(cohorts, c)
+    profiles = cohorts.profiles_
+    answers, traits = profiles.telling_answers(c), profiles.standing_out(c)
     headers = ["", ">here", ">95 %", ">everybody", ">people"]
     words = [f"{asked[q].title or asked[q].text}: {o}" for q, o in zip(answers.question, answers.option, strict=True)]
     values = [f"{t}: {v}" for t, v in zip(traits.trait, traits.value, strict=True)]
-    profiles = cohorts.profiles_
     hidden = sum(int(table.suppressed[table.cohort == c].sum()) for table in (profiles.traits, profiles.answers))
     return Card(
         row.cohort,
         "too few people to say how many" if np.isnan(row.people) else f"{row.people:,.0f} people, {percent(row.share)}",
         row.label,
-        _plain(plot_profile(cohorts, c, questions)) if len(answers) + len(traits) else None,
+        _plain(cohorts.plot_profile(c, questions)) if len(answers) + len(traits) else None,
         Table("telling answers", headers, _cells(words, answers)),
         Table("traits that stand out", headers, _cells(values, traits)),
         hidden,

@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import pandas as pd
 
-from personae.people.figures import standing_out, telling_answers
 from personae.people.inquiry import next_question
 from personae.people.suppression import protected
 from personae.serving import schemas
@@ -69,7 +68,8 @@ class SurveyFacts:
             tables = self.cohorts.profiles_.answers, self.cohorts.profiles_.traits
             answers, traits = (table[table.cohort == cohort] for table in tables)
         else:
-            answers, traits = telling_answers(self.cohorts, cohort), standing_out(self.cohorts, cohort)
+            profiles = self.cohorts.profiles_
+            answers, traits = profiles.telling_answers(cohort), profiles.standing_out(cohort)
         distance = float(self.cohorts.summary_.distance[cohort])
         return CohortCard(
             id=card.id,

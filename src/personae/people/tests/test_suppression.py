@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 
 from personae import Cohorts, OpinionModel, load_sample
-from personae.people.figures import mean_differences, telling_answers
 from personae.people.suppression import hidden_cells, protected
 
 
@@ -73,5 +72,5 @@ def test_everybodys_share_of_a_few_people_is_hidden():
     assert shown.isna().sum() == 2  # itself, and one more, as the three add up to one
     assert np.isnan(shown[few.questions[0].options[2]])
     cohorts.profiles_ = protected(cohorts.profiles_)
-    assert telling_answers(cohorts, 0).population_share.notna().all()
-    assert mean_differences(cohorts).loc[mine.question.iloc[0]].abs().max() < 0.5
+    assert cohorts.profiles_.telling_answers(0).population_share.notna().all()
+    assert cohorts.profiles_.mean_differences().loc[mine.question.iloc[0]].abs().max() < 0.5
