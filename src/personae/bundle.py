@@ -2,21 +2,14 @@
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
 import importlib.util
-import json
-import os
 import re
-import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from datetime import UTC, datetime
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import personae
+from personae.bundle_files import PARTS, BundleError, checked_manifest, linker, location, read_manifest, replace
 
 if TYPE_CHECKING:
     from personae.data.account import Account
@@ -26,16 +19,8 @@ if TYPE_CHECKING:
     from personae.people.persona import Persona
     from personae.scale.everybody import Everybody
 
-KIND = "personae bundle"
-SCHEMA = 1
-PARTS = ("people", "everybody", "cohorts", "steerer")
-_MANIFEST = "manifest.json"
 _TERM = re.compile(r"\s*(\d*\.?\d+)\s*\*\s*(.+?)\s*", re.DOTALL)  # 0.7*cohort-0
 _BETWEEN_TERMS = re.compile(r"\+(?=\s*\d*\.?\d+\s*\*)")  # a plus before a weight: trait values may hold others
-
-
-class BundleError(ValueError):
-    """A folder that cannot be opened or written as a bundle; the message says why and what to do."""
 
 
 class Bundle:
@@ -83,9 +68,7 @@ class Bundle:
             There is none, it is of a newer version, or a file is missing, changed or foreign.
         """
         folder = Path(folder).resolve()
-        manifest = _read_manifest(folder)
-        _check_files(folder, manifest["files"])
-        return cls(folder, manifest)
+        return cls(folder, checked_manifest(folder))
 
     @classmethod
     def from_pretrained(cls, name: str | Path, revision: str | None = None, token: str | None = None) -> Bundle:
@@ -99,26 +82,26 @@ class Bundle:
         """The opinion model."""
         from personae.people.opinion_model import OpinionModel
 
-        return OpinionModel.load(self._part("people"))
+        return OpinionModel.load(self.part("people"))
 
     @cached_property
     def everybody(self) -> Everybody:
         """All people, where they are too many for the opinion model to hold more than a random sample of them."""
         from personae.scale.everybody import Everybody
 
-        return Everybody(self._part("everybody"), self.people)
+        return Everybody(self.part("everybody"), self.people)
 
     @cached_property
     def cohorts(self) -> Cohorts:
         """The cohorts."""
         from personae.people.cohorts import Cohorts
 
-        return Cohorts.load(self._part("cohorts"))
+        return Cohorts.load(self.part("cohorts"))
 
     @cached_property
     def steerer(self) -> Any:
         """The steerer with its LM; another LM than the one it was trained with raises ``ValueError``."""
-        folder = self._part("steerer")
+        folder = self.part("steerer")
         method = self.manifest["steerer"]["method"]
         module = f"personae.steering.{method}"
         if not str(method).isidentifier() or importlib.util.find_spec(module) is None:
@@ -132,7 +115,8 @@ class Bundle:
     def __contains__(self, part: str) -> bool:
         return any(name.startswith(part + "/") for name in self.manifest["files"])
 
-    def _part(self, part: str) -> Path:
+    def part(self, part: str) -> Path:
+        """Folder of a part; raises `BundleError` if there is none, or the bundle was replaced since it was opened."""
         if part not in self:
             if "people" not in self:
                 raise BundleError(f"the bundle {self.folder} was trained on dialogues and has no {part}")
@@ -140,9 +124,9 @@ class Bundle:
                 raise BundleError(f"the opinion model of the bundle {self.folder} holds all people: see people")
             made = "steer" if part == "steerer" else "fit"
             raise BundleError(f"the bundle {self.folder} has no {part}; make them with: personae {made}")
-        if _read_manifest(self.folder) != self.manifest:
+        if read_manifest(self.folder) != self.manifest:
             raise BundleError(f"the bundle {self.folder} was replaced while it was open; open it again")
-        return _place(self.folder) / part
+        return location(self.folder) / part
 
     # personas --------------------------------------------------------------------------------------------------
     def persona(self, name: str) -> Persona:
@@ -253,7 +237,7 @@ class Bundle:
         seeds = {part: model.random_state for part, model in fitted.items() if model is not None}
         writers = {part: model.save for part, model in {**fitted, "steerer": steerer}.items() if model is not None}
         if everybody is not None:
-            writers["everybody"] = _linker(everybody.folder)
+            writers["everybody"] = linker(everybody.folder)
         return cls._write(Path(folder), writers, {"seeds": seeds, "data": about, "steerer": None}, steerer)
 
     def push_to_hub(self, repo_id: str, **how: Any) -> str:
@@ -264,105 +248,18 @@ class Bundle:
 
     def with_steerer(self, steerer: Any) -> Bundle:
         """Write this bundle again with another steerer, in place; the other parts are linked, not written."""
-        writers = {part: _linker(self._part(part)) for part in PARTS if part in self and part != "steerer"}
+        writers = {part: linker(self.part(part)) for part in PARTS if part in self and part != "steerer"}
         return self._write(self.folder, {**writers, "steerer": steerer.save}, self.manifest, steerer)
 
     @classmethod
     def _write(
         cls, folder: Path, parts: Mapping[str, Callable[[Path], object]], facts: dict[str, Any], steerer: Any
     ) -> Bundle:
-        folder = folder.resolve()
-        check_replaceable(folder)
-        folder.parent.mkdir(parents=True, exist_ok=True)
         if steerer is not None:
             about = {"method": steerer.method, "placement": steerer.placement_, "lm": dict(steerer.lm_fingerprint_)}
             facts = {**facts, "steerer": about, "seeds": {**facts["seeds"], "steerer": steerer.random_state}}
-        with _new_folder(folder) as new:
-            for part, save in parts.items():
-                (new / part).mkdir()
-                save(new / part)
-            manifest = {
-                "kind": KIND,
-                "schema": SCHEMA,
-                "created": datetime.now(UTC).isoformat(timespec="seconds"),
-                "personae": personae.__version__,
-                **{key: facts[key] for key in ("seeds", "data", "steerer")},
-                "files": {name: _facts_of(new / name) for name in _files_in(new)},
-            }
-            (new / _MANIFEST).write_text(json.dumps(manifest, indent=1, ensure_ascii=False), encoding="utf-8")
-            for path in [*new.rglob("*"), new]:
-                _fsync(path)
-            _swap(new, folder)
-        return cls(folder, _read_manifest(folder))
-
-
-def check_replaceable(folder: Path) -> None:
-    """Raise `BundleError` if the folder holds something else than a bundle, which writing would destroy."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
-        return
-    if not folder.is_dir() or not _is_bundle(_load_json(folder / _MANIFEST)):
-        raise BundleError(f"{folder} exists and is not a bundle, so it is not replaced; give another folder")
-    kept = sorted(p.name for p in folder.iterdir() if p.name not in (_MANIFEST, *PARTS) and p.name[0] != ".")
-    if kept:
-        raise BundleError(f"the bundle {folder} holds {kept[0]}, which is not its own and would be lost; move it away")
-
-
-# the manifest ----------------------------------------------------------------------------------------------------
-def _load_json(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-
-
-def _is_bundle(manifest: Any) -> bool:
-    return isinstance(manifest, dict) and manifest.get("kind") == KIND
-
-
-def _read_manifest(folder: Path) -> dict[str, Any]:
-    place = _place(folder)
-    if not place.exists():
-        raise BundleError(f"there is no bundle {folder}; make one with: personae fit SURVEY --out {folder.name}")
-    if not (place / _MANIFEST).is_file():
-        raise BundleError(f"{folder} is not a bundle: it has no {_MANIFEST}; make one with: personae fit")
-    manifest = _load_json(place / _MANIFEST)
-    if not _is_bundle(manifest):
-        raise BundleError(f"the {_MANIFEST} of {folder} is not that of a bundle; restore it or fit again")
-    schema = manifest.get("schema")
-    if not isinstance(schema, int) or schema > SCHEMA:
-        raise BundleError(
-            f"the bundle {folder} was written by a newer personae (schema {schema}, this one reads {SCHEMA}); "
-            "upgrade personae or fit again"
-        )
-    if not isinstance(manifest.get("files"), dict) or not {"data", "seeds", "steerer"} <= set(manifest):
-        raise BundleError(f"the {_MANIFEST} of {folder} is incomplete; restore it or fit again")
-    return manifest
-
-
-def _check_files(folder: Path, listed: Mapping[str, Mapping[str, Any]]) -> None:
-    place = _place(folder)
-    found = set(_files_in(place))  # the manifest's names are only compared, so none of them leads out of the folder
-    if missing := sorted(set(listed) - found):
-        raise BundleError(f"the bundle {folder} lacks {missing[0]}; restore it from a copy or fit again")
-    if foreign := sorted(found - set(listed)):
-        raise BundleError(f"the bundle {folder} holds {foreign[0]}, which is not its own; remove that file")
-    for name, facts in listed.items():
-        if _facts_of(place / name) != facts:
-            raise BundleError(
-                f"{name} in the bundle {folder} is not the file that was written (its hash differs); "
-                "restore it from a copy or fit again"
-            )
-
-
-def _files_in(folder: Path) -> list[str]:
-    """Names of the files of the parts, without those that file browsers hide there."""
-    paths = (path for part in PARTS for path in (folder / part).rglob("*"))
-    return sorted(path.relative_to(folder).as_posix() for path in paths if path.is_file() and path.name[0] != ".")
-
-
-def _facts_of(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        return {"bytes": path.stat().st_size, "sha256": hashlib.file_digest(file, "sha256").hexdigest()}
+        folder = folder.resolve()
+        return cls(folder, replace(folder, parts, {key: facts[key] for key in ("seeds", "data", "steerer")}))
 
 
 def _without_places(account: Account | None) -> dict[str, Any] | None:
@@ -371,67 +268,3 @@ def _without_places(account: Account | None) -> dict[str, Any] | None:
         return None
     notes = [{"reason": note.reason, "count": note.count} for note in account.notes]
     return {"source": account.source, "format": account.format, "notes": notes}
-
-
-# the disk --------------------------------------------------------------------------------------------------------
-@contextmanager
-def _new_folder(folder: Path) -> Iterator[Path]:
-    """An empty folder beside, locked while it is filled; removed if that fails."""
-    new = _beside(folder, "new")
-    new.mkdir(exist_ok=True)
-    lock = os.open(new, os.O_RDONLY)
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise BundleError(f"another process is writing {folder}; wait for it or give another folder") from None
-        for left in new.iterdir():  # by a writer that was killed: its lock is gone
-            shutil.rmtree(left) if left.is_dir() else left.unlink()
-        try:
-            yield new
-        except BaseException:
-            shutil.rmtree(new, ignore_errors=True)
-            raise
-    finally:
-        os.close(lock)
-
-
-def _swap(new: Path, folder: Path) -> None:
-    """Put ``new`` at the place of ``folder``; at every moment one whole bundle is there or, as "old", beside."""
-    old = _beside(folder, "old")
-    if folder.exists():
-        shutil.rmtree(old, ignore_errors=True)
-        os.rename(folder, old)
-    os.rename(new, folder)
-    _fsync(folder.parent)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _place(folder: Path) -> Path:
-    """Where the bundle is: beside, if a writer died between its two renames."""
-    old = _beside(folder, "old")
-    return old if not folder.exists() and old.exists() else folder
-
-
-def _beside(folder: Path, what: str) -> Path:
-    return folder.with_name(f".{folder.name}.{what}")
-
-
-def _linker(folder: Path) -> Callable[[Path], object]:
-    """Writes a part that is a folder already."""
-    return lambda target: shutil.copytree(folder, target, copy_function=_link, dirs_exist_ok=True)
-
-
-def _link(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # a file system without hard links
-        shutil.copy2(source, target)
-
-
-def _fsync(path: Path) -> None:
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from personae.bundle import Bundle, check_replaceable
+from personae.bundle import Bundle
+from personae.bundle_files import check_replaceable
 from personae.data.read import read_survey
 from personae.evaluation.fitted import Fitted
 from personae.evaluation.plan import make_plan

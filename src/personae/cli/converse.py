@@ -110,7 +110,8 @@ def train(
     personae converse train train_self_original.txt --prompts 4 --tokens 8
     personae converse train chitchat --steps 100 --out chitchat-bundle
     """
-    from personae.bundle import Bundle, check_replaceable
+    from personae.bundle import Bundle
+    from personae.bundle_files import check_replaceable
 
     out = out or Path(Path(path).name.split(".")[0] + "-bundle")
     check_replaceable(out)

@@ -182,7 +182,8 @@ def _stem(path: str) -> str:
 
 
 def _keep_what_took_long(out: Path) -> None:
-    from personae.bundle import Bundle, check_replaceable
+    from personae.bundle import Bundle
+    from personae.bundle_files import check_replaceable
 
     check_replaceable(out)
     if (out / "manifest.json").exists() and "steerer" in Bundle.open(out):

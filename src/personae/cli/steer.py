@@ -73,7 +73,7 @@ def steer(
     personae steer responses-bundle moved/responses.csv --lm org/model
     torchrun --nproc-per-node 2 -m personae steer sample-bundle --batches 2
     """
-    from personae.bundle import check_replaceable
+    from personae.bundle_files import check_replaceable
 
     bundle = open_bundle(folder, to_write=True)
     check_replaceable(bundle.folder)  # before the training, not after it

@@ -10,7 +10,7 @@ from typing import Any, cast
 from huggingface_hub import EvalResult, ModelCardData
 
 import personae
-from personae.bundle import Bundle
+from personae.bundle_files import Opened
 from personae.evaluation.talk_table import COLLAPSED, use_table, wide
 from personae.lm.names import EMBEDDED, is_hub_id
 from personae.report.tables import Table, about_evaluation, evaluation_tables, file_name, read_evaluation
@@ -76,7 +76,7 @@ def adapter_card(about: Mapping[str, Any], lm: Mapping[str, Any]) -> str:
 
 # a bundle --------------------------------------------------------------------------------------------------------
 def bundle_card(
-    bundle: Bundle,
+    bundle: Opened,
     repo_id: str,
     evaluation: Path | None = None,
     license: str | None = None,
@@ -155,7 +155,7 @@ def bundle_card(
     return _card(metadata, lines)
 
 
-def _cohorts(bundle: Bundle) -> Table:
+def _cohorts(bundle: Opened) -> Table:
     least, summary = bundle.cohorts.minimum, cast(Iterable[Any], bundle.cohorts.summary_.itertuples())
     rows = [
         [str(row.cohort), f"fewer than {least}" if row.people < least else f"{row.people:,}", str(row.label)]
@@ -198,10 +198,10 @@ def _hub_name(name: str) -> str | None:
 
 # a bundle that was trained on dialogues --------------------------------------------------------------------------
 def _conversation_card(
-    bundle: Bundle, repo_id: str, evaluation: Path | None, license: str | None, attribution: str | None
+    bundle: Opened, repo_id: str, evaluation: Path | None, license: str | None, attribution: str | None
 ) -> str:
     data, steerer, name = bundle.manifest["data"], bundle.manifest["steerer"], repo_id.rpartition("/")[2]
-    about = json.loads((bundle._part("steerer") / "steerer.json").read_text(encoding="utf-8"))
+    about = json.loads((bundle.part("steerer") / "steerer.json").read_text(encoding="utf-8"))
     result = None if evaluation is None else _read_talk(evaluation)
     row = None if result is None else _row_like(about, data, result)
     account = data.get("account") or {}

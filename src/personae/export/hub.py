@@ -11,13 +11,13 @@ from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
 
-from personae.bundle import PARTS, Bundle, BundleError
+from personae.bundle_files import PARTS, BundleError, Opened, checked_manifest
 from personae.export.card import bundle_card
 from personae.lm.names import EMBEDDED, is_hub_id
 
 
 def push(
-    bundle: Bundle,
+    bundle: Opened,
     repo_id: str,
     token: str | None = None,
     private: bool = True,
@@ -69,11 +69,11 @@ def push(
         folder = Path(work)
         for part in PARTS:
             if part in bundle:
-                shutil.copytree(bundle._part(part), folder / part)
+                shutil.copytree(bundle.part(part), folder / part)
         manifest = json.dumps(without_paths(bundle.manifest), indent=1, ensure_ascii=False)
         (folder / "manifest.json").write_text(manifest, encoding="utf-8")
         (folder / "README.md").write_text(card, encoding="utf-8")
-        Bundle.open(folder)  # what is uploaded is a bundle
+        checked_manifest(folder)  # what is uploaded is a bundle
         try:
             done = api.upload_folder(
                 repo_id=repo_id,
@@ -126,7 +126,7 @@ def without_paths(manifest: dict[str, Any]) -> dict[str, Any]:
     return {**manifest, "data": data}
 
 
-def _check_lm(bundle: Bundle) -> None:
+def _check_lm(bundle: Opened) -> None:
     """A steerer of an LM that nobody else can load is of no use to them, and would publish where it lies."""
     steerer = bundle.manifest["steerer"]
     name = "" if steerer is None else str(steerer["lm"]["name"])

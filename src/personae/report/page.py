@@ -16,7 +16,8 @@ import pandas as pd
 from markupsafe import Markup
 
 import personae
-from personae.bundle import Bundle, BundleError
+from personae.bundle import Bundle
+from personae.bundle_files import BundleError
 from personae.data.survey import Question
 from personae.people.cohorts import Cohorts
 from personae.people.map import plot_map
@@ -226,7 +227,7 @@ def _about_steerer(bundle: Bundle) -> dict[str, Any]:
     """What the steerer's file says of it: read without its language model, which a report does not need."""
     if bundle.manifest["steerer"] is None:
         return {}
-    path = bundle._part("steerer") / "steerer.json"
+    path = bundle.part("steerer") / "steerer.json"
     found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     return found
 

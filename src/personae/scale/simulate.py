@@ -23,7 +23,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from personae.bundle import Bundle, BundleError
+from personae.bundle import Bundle
+from personae.bundle_files import BundleError
 from personae.data.survey import Question
 from personae.people.persona import Persona
 from personae.scale.engine import Engine, connect

@@ -11,7 +11,8 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from personae.bundle import Bundle, BundleError
+from personae.bundle import Bundle
+from personae.bundle_files import BundleError
 from personae.data.account import Account, SurveyError
 from personae.people.cohorts import Cohorts
 from personae.people.opinion_model import OpinionModel
@@ -224,7 +225,7 @@ def test_a_steerer_is_added_and_the_rest_is_linked(bundle):
 WRITER = """
 import os, signal, sys, time
 from pathlib import Path
-from personae import bundle
+from personae import bundle, bundle_files
 
 class People:
     fingerprint_, questions_, random_state = "f", (), 0
@@ -243,7 +244,7 @@ if sys.argv[2] == "swapping":
     def first_then_stop(a, b):
         rename(a, b)
         stop()
-    bundle.os.rename = first_then_stop
+    bundle_files.os.rename = first_then_stop
 bundle.Bundle.write(sys.argv[1], People())
 """
 

@@ -8,7 +8,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from personae.bundle import Bundle, BundleError
+from personae.bundle import Bundle
+from personae.bundle_files import BundleError
 from personae.demo import run
 from personae.lm.frozen import FrozenLM
 from personae.lm.tiny import tiny_lm

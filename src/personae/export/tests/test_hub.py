@@ -11,7 +11,8 @@ import huggingface_hub
 import pytest
 from huggingface_hub import ModelCard
 
-from personae.bundle import Bundle, BundleError
+from personae.bundle import Bundle
+from personae.bundle_files import BundleError
 from personae.export import hub
 
 
@@ -85,7 +86,11 @@ def test_the_cache_of_links_is_a_bundle_that_is_not_written_to(bundle, stub, tmp
     back = Bundle.from_pretrained("ann/town")
     assert back.people["person-007"] == bundle.people["person-007"]
     with pytest.raises(BundleError, match=r"holds README\.md, which is not its own"):
-        back.with_steerer(SimpleNamespace(save=lambda folder: None))
+        back.with_steerer(
+            SimpleNamespace(
+                method="text", placement_="late", lm_fingerprint_={}, random_state=0, save=lambda folder: None
+            )
+        )
     assert (cache / "manifest.json").is_symlink()
 
 

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 
 from personae import OpinionModel, load_sample
-from personae.bundle import Bundle, BundleError
+from personae.bundle import Bundle
+from personae.bundle_files import BundleError
 from personae.people.cohorts import Cohorts
 from personae.report.page import _shown, report, write_report
 from personae.report.tables import evaluation_tables, read_evaluation

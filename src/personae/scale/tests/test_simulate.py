@@ -13,7 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from personae.bundle import Bundle, BundleError
+from personae.bundle import Bundle
+from personae.bundle_files import BundleError
 from personae.data.account import SurveyError
 from personae.data.survey import Question
 from personae.lm.tiny import tiny_lm
