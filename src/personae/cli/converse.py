@@ -84,7 +84,8 @@ def converse() -> None:
     show_default=True,
     help="Who speaks: the likeliest prompt, or all of them, each by its weight.",
 )
-@_number("--steps", 400, "Training steps at most, of eight replies each.")
+@_number("--steps", 400, "Training steps at most, of eight replies a batch.")
+@_number("--batches", 1, "Batches a step; several processes share them.")
 @_seed
 @click.option("--resume", is_flag=True, help="Go on where an interrupted run with the same settings stopped.")
 def train(
@@ -98,6 +99,7 @@ def train(
     placement: Any,
     selection: Any,
     steps: int,
+    batches: int,
     seed: int,
     resume: bool,
     as_json: bool,
@@ -109,6 +111,7 @@ def train(
     \b
     personae converse train train_self_original.txt --prompts 4 --tokens 8
     personae converse train chitchat --steps 100 --out chitchat-bundle
+    torchrun --nproc-per-node 2 -m personae converse train chitchat --batches 2
     """
     from personae.bundle import Bundle
     from personae.bundle_files import check_replaceable
@@ -123,14 +126,15 @@ def train(
     if not resume and checkpoint.exists():
         click.echo(f"starting anew; {checkpoint} of an interrupted run (--resume) is replaced", err=True)
     dialogues, source = _read(path, format)
-    if not as_json:
-        click.echo(f"{dialogues!r}\n{dialogues.account}")
 
     from personae.steering.selective import Selective
+    from personae.training.loop import best_figures, is_first_process
 
-    steerer = Selective(
-        lm, recipe, prompts, tokens, placement=placement, selection=selection, steps=steps, random_state=seed
-    )
+    if not as_json and is_first_process():
+        click.echo(f"{dialogues!r}\n{dialogues.account}")
+    bank: dict[str, Any] = {"recipe": recipe, "n_prompts": prompts, "n_tokens": tokens, "placement": placement}
+    how: dict[str, Any] = {"selection": selection, "steps": steps, "batches": batches, "random_state": seed}
+    steerer = Selective(lm, **bank, **how)
     try:
         steerer.fit(dialogues, checkpoint=checkpoint, resume=resume, progress=True)
     except KeyboardInterrupt:
@@ -138,12 +142,11 @@ def train(
             again = [a for a in sys.argv[1:] if a != "--resume"] + ["--resume"]
             click.echo(f"\ngo on with: personae {shlex.join(again)}", err=True)
         raise
+    if not is_first_process():
+        return
     with doing("writing the bundle"):
         Bundle.write(out, steerer=steerer, dialogues=dialogues, account=dialogues.account, source=source)
     checkpoint.unlink(missing_ok=True)
-
-    from personae.training.loop import best_figures
-
     best = best_figures(steerer.history_)
     if as_json:
         used = {"prompts": prompts, "prompts_in_use": steerer.effective_prompts_, "collapsed": steerer.collapsed_}

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -88,6 +89,17 @@ def test_an_interrupted_training_goes_on(run, train_file, tiny_folder, tmp_path,
     monkeypatch.setattr(RepliesTask, "losses", losses)
     run(*args, "--resume")
     assert Bundle.open(out).steerer.history_[-1]["step"] == 52
+
+
+def test_two_processes_write_one_bundle(train_file, tiny_folder, tmp_path):
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "personae"]
+    args = ["converse", "train", train_file, "--lm", tiny_folder, "--out", tmp_path / "b", *SMALL, "--batches", 2]
+    done = subprocess.run([*launch, *map(str, args)], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Dialogues(24 dialogues") == done.stdout.count("prompts in use") == 1
+    about = json.loads((tmp_path / "b" / "steerer" / "steerer.json").read_text())
+    assert about["parameters"]["batches"] == 2
+    assert not list(tmp_path.glob("*.training"))
 
 
 def test_a_bundle_that_is_there_is_not_replaced(run, bank, train_file):
