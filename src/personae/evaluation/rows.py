@@ -299,15 +299,22 @@ def _cohorts(cohorts: Cohorts, mine: StandIns) -> StandIns:
 
 def _trait_groups(fitted: Fitted, cell: Cell) -> StandIns:
     """Fitted people with the same value of the best trait; the mean of few is drawn to everybody's, who come last."""
-    people, values = fitted.people, _trait(fitted)
-    codes, found = pd.factorize(values.loc[people.respondent_ids_])
-    everybody = people.centroid(np.arange(len(people)), "everybody", {})
-    groups = [people.centroid(np.flatnonzero(codes == code), str(value), {}) for code, value in enumerate(found)]
-    weight = np.bincount(codes) / (np.bincount(codes) + _DRAWN)
-    drawn = [everybody.vector + w * (group.vector - everybody.vector) for w, group in zip(weight, groups, strict=True)]
-    row = pd.Index(found).get_indexer(values.loc[cell.pairs.respondents])
-    vectors, covariances = [*drawn, everybody.vector], [p.covariance for p in (*groups, everybody)]
-    return StandIns(np.stack(vectors), np.stack(covariances), row % len(vectors))
+    values = _trait(fitted)
+    if "trait groups" not in fitted.memory:  # the same for every cell
+        people = fitted.people
+        codes, found = pd.factorize(values.loc[people.respondent_ids_])
+        everybody = people.centroid(np.arange(len(people)), "everybody", {})
+        groups = [people.centroid(np.flatnonzero(codes == code), str(value), {}) for code, value in enumerate(found)]
+        size = np.bincount(codes)
+        drawn = [
+            everybody.vector + w * (group.vector - everybody.vector)
+            for w, group in zip(size / (size + _DRAWN), groups, strict=True)
+        ]
+        covariances = np.stack([p.covariance for p in (*groups, everybody)])
+        fitted.memory["trait groups"] = pd.Index(found), np.stack([*drawn, everybody.vector]), covariances
+    found, vectors, covariances = fitted.memory["trait groups"]
+    row = found.get_indexer(values.loc[cell.pairs.respondents])
+    return StandIns(vectors, covariances, row % len(vectors))
 
 
 def _trait(fitted: Fitted) -> pd.Series:

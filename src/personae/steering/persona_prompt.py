@@ -220,7 +220,7 @@ class PersonaPrompt(Steerer):
         self, vectors: torch.Tensor, questions: Sequence[Question], read: str, covariances: np.ndarray | None
     ) -> Iterator[tuple[slice, list[int], np.ndarray]]:
         check_read(read)
-        roots = self._roots(covariances)
+        roots = self._roots(covariances, read)
         vectors = vectors.to(self.lm_.device)
         put = letters_prompt if read == "letters" else text_prompt
         # Longest last, so that a pass holds questions of similar length.
@@ -295,7 +295,7 @@ class PersonaPrompt(Steerer):
         self, prompt: Prompt, personas: Sequence[Persona], format: str, n_options: list[int] | None = None
     ) -> ChatRows:
         prepared, vectors = prepare(self.lm_, [prompt]), self._vectors(personas)
-        roots = self._roots(_covariances(personas))
+        roots = self._roots(_covariances(personas), format)
         virtual = self.virtual_tokens(prepared, vectors, format, n_options, roots)
         return ChatRows([prompt] * len(personas), virtual[0] if isinstance(virtual, torch.Tensor) else virtual)
 
@@ -312,9 +312,9 @@ class PersonaPrompt(Steerer):
                 )
         return torch.as_tensor(np.stack([p.vector for p in personas])).float().to(self.lm_.device)
 
-    def _roots(self, covariances: np.ndarray | None) -> torch.Tensor | None:
-        """How much less is known of people than of those trained on, (P, D, D); see `Expectation`."""
-        if covariances is None or not isinstance(self.network_, ContextualNetwork):
+    def _roots(self, covariances: np.ndarray | None, format: str) -> torch.Tensor | None:
+        """How much less is known of people than of those trained on, (P, D, D), for letters; see `Expectation`."""
+        if covariances is None or format != "letters" or not isinstance(self.network_, ContextualNetwork):
             return None
         return self.network_.expectation.roots(covariances)
 
