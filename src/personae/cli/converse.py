@@ -330,15 +330,16 @@ def _list(rows: dict[str, Any], as_json: bool) -> None:
 
 
 def _print(found: dict[str, Any]) -> None:
-    from personae.evaluation.talk_table import decoded, use_table, wide
+    from personae.evaluation.talk_table import choice_table, decoded, use_table, wide
 
     sizes = found["sizes"]
     click.echo(
         f"{sizes['contexts']:,} true replies, {sizes['swapped']:,} of them with somebody else's persona, too; "
         f"{sizes['replies']:,} {decoded(found['settings'])}\n"
     )
-    tables = [wide(found)] + ([use_table(found["prompts"])] if found["prompts"] else [])
-    for headers, lines in tables:
+    for headers, lines in (wide(found), use_table(found["prompts"]), choice_table(found["prompts"])):
+        if not lines:
+            continue
         made = table(headers[0], *(f">{header}" for header in headers[1:]))
         made.padding, made.columns[0].no_wrap = (0, 2, 0, 0), True
         for line in lines:

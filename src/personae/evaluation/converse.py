@@ -218,9 +218,9 @@ def _read(
     replies = [reply_ids(lm, e.reply) for e in some]
     found = read_in_parts(speaker, contexts[prompts], replies)
     table = pd.DataFrame({"example": list(places), "nll": found.nll.cpu().numpy(), "tokens": [len(r) for r in replies]})
-    if found.choice is not None:
-        p = found.choice.cpu().numpy()
-        table[[f"p{k}" for k in range(p.shape[1])]] = p
+    for name, of_prompts in (("p", found.choice), ("nll", found.each)):
+        if of_prompts is not None:
+            table[[f"{name}{k}" for k in range(of_prompts.shape[1])]] = of_prompts.cpu().numpy()
     if found.prompt is not None:
         table["prompt"] = found.prompt.cpu().numpy()
     return table

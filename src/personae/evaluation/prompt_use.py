@@ -131,6 +131,58 @@ def mutual_information(
     )
 
 
+class WorthOfChoice(NamedTuple):
+    """What choosing among K prompts is worth on n replies; NLLs in nats a token.
+
+    Attributes
+    ----------
+    random, chosen, best : float
+        NLL under a prompt at random, under the likeliest one, and under the one that is best for the reply, which is
+        known only afterwards: random - best is all that a choice of one prompt could bring.
+    agrees, commonest : float
+        Shares of the replies, 0 to 1, for which the likeliest prompt is the best, and for which the prompt that is
+        best most often is.
+    """
+
+    random: float
+    chosen: float
+    best: float
+    agrees: float
+    commonest: float
+
+
+def worth_of_choice(nll: np.ndarray, p: np.ndarray, tokens: np.ndarray) -> WorthOfChoice:
+    """Compare a bank's choice with the best one and with chance.
+
+    Parameters
+    ----------
+    nll : float array (n, K)
+        Of each reply under each prompt, in nats.
+    p : float array (n, K)
+        Probabilities of the prompts; where several are the likeliest, each counts alike.
+    tokens : int array (n,)
+        Of the replies.
+
+    Examples
+    --------
+    >>> nll, p = np.array([[2.0, 6.0], [8.0, 4.0]]), np.array([[0.9, 0.1], [0.6, 0.4]])
+    >>> found = worth_of_choice(nll, p, np.array([2, 2]))
+    >>> found.random, found.chosen, found.best, found.agrees
+    (2.5, 2.5, 1.5, 0.5)
+    """
+    likeliest = p == p.max(1, keepdims=True)
+    likeliest = likeliest / likeliest.sum(1, keepdims=True)
+    best = np.eye(p.shape[1])[nll.argmin(1)]
+    per_token = 1 / tokens.sum()
+    return WorthOfChoice(
+        float(nll.mean(1).sum() * per_token),
+        float((likeliest * nll).sum() * per_token),
+        float(nll.min(1).sum() * per_token),
+        float((likeliest * best).sum(1).mean()),
+        float(best.mean(0).max()),
+    )
+
+
 def _probabilities(prompts: np.ndarray, n_prompts: int | None = None) -> np.ndarray:
     """Choices as firm probabilities; float array (n, K)."""
     prompts = np.asarray(prompts)

@@ -44,11 +44,14 @@ class Reading(NamedTuple):
         Probabilities of a bank's prompts.
     prompt : int Tensor (B,) or None
         Which one is used, where it is one.
+    each : Tensor (B, K) or None
+        -log of each reply's probability under each prompt, where all are used.
     """
 
     nll: Tensor
     choice: Tensor | None = None
     prompt: Tensor | None = None
+    each: Tensor | None = None
 
 
 class Speaker(Protocol):
@@ -110,10 +113,10 @@ class Bank:
         h, z = steerer.network_.standardise(represent(self.lm, prepared, steerer.encoder_), None)
         batch = Batch(prepared, h, z, list(replies))
         mixture = steerer.selection == "mixture"
-        nll, log_p = reply_nll(self.lm, steerer.network_, batch, steerer.choice, mixture)
-        if log_p.shape[1] == 1:
-            return Reading(nll)
-        return Reading(nll, log_p.exp(), None if mixture else log_p.argmax(1))
+        found = reply_nll(self.lm, steerer.network_, batch, steerer.choice, mixture)
+        if found.log_p.shape[1] == 1:
+            return Reading(found.nll)
+        return Reading(found.nll, found.log_p.exp(), None if mixture else found.log_p.argmax(1), found.each)
 
     def rows(self, chats: Sequence[Sequence[Message]]) -> ChatRows:
         """See `Selective.rows`."""
@@ -129,8 +132,8 @@ def read_in_parts(speaker: Speaker, prepared: Prepared, replies: Sequence[list[i
         there = [v for v in values if v is not None]
         return torch.cat(there) if there else None
 
-    nll, choice, prompt = zip(*found, strict=True)
-    return Reading(torch.cat(nll), joined(choice), joined(prompt))
+    nll, *rest = zip(*found, strict=True)
+    return Reading(torch.cat(nll), *map(joined, rest))
 
 
 class Trained:

@@ -13,7 +13,7 @@ from personae.evaluation import replies as measure
 from personae.evaluation.conversation import Examples, Replies, compare_replies, of_lm, of_sums, persona_gap
 from personae.evaluation.intervals import Interval
 from personae.evaluation.likeness import BertScore
-from personae.evaluation.prompt_use import mutual_information, prompt_use
+from personae.evaluation.prompt_use import mutual_information, prompt_use, worth_of_choice
 from personae.evaluation.talk_plan import TalkPlan, compared, who
 from personae.evaluation.written import markdown_table
 from personae.lm.encoder import SentenceEncoder
@@ -45,7 +45,7 @@ class Measured:
     ----------
     own : DataFrame
         example, nll, tokens, in the order of the plan; of a bank p0, p1, ... (probabilities of its prompts) and, where
-        it uses one of them, prompt.
+        it uses one of them, prompt, or where it mixes them nll0, nll1, ... (the NLL under each).
     spoken : DataFrame
         example, text, stopped.
     swapped : DataFrame or None
@@ -59,8 +59,16 @@ class Measured:
     @property
     def choice(self) -> np.ndarray | None:
         """Probabilities of the prompts (n, K); None where there is no bank."""
-        p = self.own.filter(regex=r"^p\d+$")
-        return p.to_numpy() if p.shape[1] else None
+        return self._of_prompts("p")
+
+    @property
+    def each(self) -> np.ndarray | None:
+        """NLL (n, K) of the replies under each prompt, in nats; None where they are not mixed."""
+        return self._of_prompts("nll")
+
+    def _of_prompts(self, name: str) -> np.ndarray | None:
+        columns = self.own.filter(regex=rf"^{name}\d+$")
+        return columns.to_numpy() if columns.shape[1] else None
 
     def gap(self) -> np.ndarray:
         """How much likelier the own persona makes each reply, (n, 2): in nats, and the reply's tokens."""
@@ -87,7 +95,8 @@ def score(
         - differences: row, minus (another row), metric, estimate, low, high (paired, by bootstrap over dialogues);
           dist_1 and dist_2 have the ratio of the two instead
         - prompts: of each bank the use of its prompts (share, effective, collapsed), how undecided its retriever is
-          (see `prompt_use`) and what the person says about the prompt (see `mutual_information`)
+          (see `prompt_use`), what the person says about the prompt (see `mutual_information`) and, where all prompts
+          are mixed, what there is to choose (see `worth_of_choice`)
     """
     spoken = compared([plan.examples[i] for i in plan.spoken])
     read, swapped = compared(plan.examples[: plan.contexts]), plan.examples[: plan.swapped]
@@ -186,6 +195,8 @@ def _prompts(plan: TalkPlan, measured: Mapping[str, Measured]) -> dict[str, Any]
                 "collapsed": use.effective < COLLAPSED,
                 "person": mutual_information(people, used)._asdict(),
             }
+            if (each := m.each) is not None:
+                found[name]["choice"] = worth_of_choice(each, p, m.own["tokens"].to_numpy())._asdict()
     plain: dict[str, Any] = {
         name: {k: v.tolist() if isinstance(v, np.ndarray) else v for k, v in use.items()} for name, use in found.items()
     }
@@ -277,6 +288,14 @@ def as_markdown(found: dict[str, Any]) -> str:
             "use has collapsed is called one prompt."
         )
         parts += ["## Use of the prompts", about, markdown_table(*use_table(found["prompts"]))]
+    headers, lines = choice_table(found["prompts"])
+    if lines:
+        about = (
+            "NLL a token, of banks whose prompts are all read: under a prompt at random, under the likeliest one, and "
+            "under the best, which is known only afterwards and which no choice can pass; how often the likeliest is "
+            "the best, and how often the one that is best most often is."
+        )
+        parts += ["## What there is to choose", about, markdown_table(headers, lines)]
     return "\n\n".join(parts) + "\n"
 
 
@@ -294,5 +313,17 @@ def use_table(prompts: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             "one prompt" if use["collapsed"] else "",
         ]
         for name, use in prompts.items()
+    ]
+    return headers, lines
+
+
+def choice_table(prompts: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """What there is to choose in banks whose prompts were all read, as texts: headers, and a line a bank."""
+    headers = ["row", "at random", "likeliest", "best afterwards", "likeliest is best, %", "commonest is best, %"]
+    lines = [
+        [name, *(f"{worth[key]:.3f}" for key in ("random", "chosen", "best"))]
+        + [f"{100 * worth[key]:.0f}" for key in ("agrees", "commonest")]
+        for name, use in prompts.items()
+        if (worth := use.get("choice"))
     ]
     return headers, lines

@@ -155,9 +155,9 @@ class RepliesTask:
         nll, tokens, chosen = 0.0, 0, []
         for start in range(0, len(self.turns.held_out), 16):
             batch = self.batch(self.turns.held_out[start : start + 16])
-            each, log_p = reply_nll(self.lm, self.network, batch, self.choice, self.mixture)
-            nll, tokens = nll + each.sum().item(), tokens + sum(map(len, batch.replies))
-            chosen.append(log_p if self.mixture else certain(log_p.argmax(1), log_p.shape[1]))
+            found = reply_nll(self.lm, self.network, batch, self.choice, self.mixture)
+            nll, tokens = nll + found.nll.sum().item(), tokens + sum(map(len, batch.replies))
+            chosen.append(found.log_p if self.mixture else certain(found.log_p.argmax(1), found.log_p.shape[1]))
         return {"nll": nll / tokens, "prompts in use": losses.effective_prompts(torch.cat(chosen)).item()}
 
     # pieces ----------------------------------------------------------------------------------------------------
@@ -241,20 +241,33 @@ def random_choice(prompts: Sequence[Prompt], k: int) -> Tensor:
     return torch.tensor(drawn)
 
 
-def reply_nll(
-    lm: FrozenLM, network: SelectiveNetwork, batch: Batch, choice: str, mixture: bool
-) -> tuple[Tensor, Tensor]:
-    """-log of each reply's probability (B,), and log p (B, K) of the choice.
+class ReplyNLL(NamedTuple):
+    """How unlikely B replies are.
 
-    Under the chosen prompt alone, or with ``mixture`` under all of them, weighted by the choice.
+    Attributes
+    ----------
+    nll : Tensor (B,)
+        -log of each reply's probability, in nats.
+    log_p : Tensor (B, K)
+        Of the choice.
+    each : Tensor (B, K) or None
+        -log of each reply's probability under each prompt, where all of them are mixed.
     """
+
+    nll: Tensor
+    log_p: Tensor
+    each: Tensor | None = None
+
+
+def reply_nll(lm: FrozenLM, network: SelectiveNetwork, batch: Batch, choice: str, mixture: bool) -> ReplyNLL:
+    """How unlikely replies are under the chosen prompt; with ``mixture`` under all, weighted by the choice."""
     log_p = log_choice(network, batch, choice)
     n_tokens = torch.tensor([len(reply) for reply in batch.replies], device=lm.device)
     if not mixture:
         chosen = log_p.argmax(1, keepdim=True)
-        return prompt_nlls(lm, batch, network.bank(batch.h, batch.z, chosen))[:, 0] * n_tokens, log_p
-    nll = prompt_nlls(lm, batch, network.bank(batch.h, batch.z))
-    return -(log_p - n_tokens[:, None] * nll).logsumexp(1), log_p
+        return ReplyNLL(prompt_nlls(lm, batch, network.bank(batch.h, batch.z, chosen))[:, 0] * n_tokens, log_p)
+    each = n_tokens[:, None] * prompt_nlls(lm, batch, network.bank(batch.h, batch.z))
+    return ReplyNLL(-(log_p - each).logsumexp(1), log_p, each)
 
 
 def persona_similarity(personas: Sequence[Sequence[str]]) -> Tensor:

@@ -280,7 +280,7 @@ class Selective(Steerer):
         mixture, found, start = self.selection == "mixture", [], 0
         for batch in self._batches(chats, personas):
             batch = batch._replace(replies=ids[start : start + len(batch.h)])
-            found.append(reply_nll(self.lm_, self.network_, batch, self.choice, mixture)[0])
+            found.append(reply_nll(self.lm_, self.network_, batch, self.choice, mixture).nll)
             start += len(batch.h)
         return torch.cat(found).cpu().numpy(), np.array([len(i) for i in ids])
 

@@ -15,7 +15,7 @@ from personae.evaluation import converse as module
 from personae.evaluation.converse import converse
 from personae.evaluation.talk_plan import compared, make_talk_plan, passes
 from personae.evaluation.talk_rows import TALK_ROWS, Plain, Trained, read_in_parts, talk_rows
-from personae.evaluation.talk_table import Measured, score
+from personae.evaluation.talk_table import Measured, choice_table, score
 from personae.lm.prompts import chat_prompt, reply_ids
 from personae.lm.reading import prepare
 from personae.lm.tiny import tiny_lm
@@ -278,6 +278,16 @@ def test_differences_by_hand(plan):
     assert table["a", "persona_gap"] == pytest.approx(2)
     assert table["a", "perplexity"] == pytest.approx(np.exp(2))
     assert found["prompts"] == {}
+
+
+def test_the_table_says_what_there_is_to_choose(plan):
+    n = len(plan.examples)
+    own = pd.DataFrame({"example": range(n), "nll": 3.0, "tokens": 2, "p0": 0.6, "p1": 0.4, "nll0": 4.0, "nll1": 2.0})
+    spoken = pd.DataFrame({"example": plan.spoken, "text": "a b", "stopped": True})
+    use = score(plan, {"a": Measured(own, spoken, None)})["prompts"]
+    assert use["a"]["choice"] == {"random": 1.5, "chosen": 2, "best": 1, "agrees": 0, "commonest": 1}
+    assert choice_table(use)[1] == [["a", "1.500", "2.000", "1.000", "0", "100"]]
+    assert choice_table({"hard": {}})[1] == []
 
 
 def test_a_bank_that_uses_one_prompt_is_one_however_undecided(plan):
