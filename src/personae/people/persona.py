@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import json
+import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+
+_LABEL = 200  # characters of a label made here: that of a blend of blends would hold every word of theirs
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,7 +94,8 @@ class Persona:
 
         Notes
         -----
-        vector = sum w x, covariance = sum w^2 C: the personas are taken as independent.
+        vector = sum w x, covariance = sum w^2 C: the personas are taken as independent. The origin names the parts, but
+        not what these were made of in turn: blends of blends would grow with every level.
         """
         if not weights:
             raise ValueError("a blend needs at least one persona")
@@ -111,10 +115,16 @@ class Persona:
             {
                 "kind": "blend",
                 "parts": [
-                    {"name": p.name, "weight": float(x), "origin": p.origin} for x, p in zip(w, parts, strict=True)
+                    {"name": p.name, "kind": p.origin.get("kind", "group"), "weight": float(x)}
+                    for x, p in zip(w, parts, strict=True)
                 ],
             },
-            label or " + ".join(f"{x:.2g} {p.label or p.name}" for x, p in zip(w, parts, strict=True)),
+            label
+            or textwrap.shorten(
+                " + ".join(f"{x:.2g} {p.label or p.name}" for x, p in zip(w, parts, strict=True)),
+                _LABEL,
+                placeholder=" ...",
+            ),
         )
 
     def to_json(self) -> str:

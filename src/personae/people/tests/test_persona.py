@@ -18,8 +18,17 @@ def test_blend_is_the_weighted_mean_of_independent_vectors(ann, bob):
     blend = Persona.blend({ann: 2, bob: 6})
     assert np.allclose(blend.vector, 0.25 * ann.vector + 0.75 * bob.vector)
     assert np.allclose(blend.covariance, 0.0625 * ann.covariance + 0.5625 * bob.covariance)
-    assert blend.origin["parts"][1] == {"name": "bob", "weight": 0.75, "origin": bob.origin}
+    assert blend.origin["parts"][1] == {"name": "bob", "kind": "fold-in", "weight": 0.75}
     assert blend.label == "0.25 Ann + 0.75 bob"
+
+
+def test_blends_of_blends_stay_small(ann):
+    parts = [ann]
+    for level in range(400):  # every one a blend of up to eight of the last ones
+        parts.append(Persona.blend(dict.fromkeys(parts[-8:], 1), name=f"blend-{level}"))
+    assert len(parts[-1].to_json()) < 2000
+    assert Persona.from_json(parts[-1].to_json()) == parts[-1]
+    assert parts[-1].label.endswith(" ...")
 
 
 def test_blend_of_one_is_that_one(ann):
