@@ -32,11 +32,11 @@ _NOTE = "What a model makes of this group on average; its members differ."
 
 
 class TraitGroup(NamedTuple):
-    """People with one value of a trait; ``people`` is None where it would tell the size of a small group."""
+    """People with one value of a trait."""
 
     trait: str
     value: str
-    people: int | None
+    people: int
 
 
 class Directory:
@@ -50,7 +50,8 @@ class Directory:
     Notes
     -----
     A name is, in this order: ``"everybody"``, the id of a persona made here, or what `Bundle.persona` knows: a cohort,
-    a respondent, a trait group, a blend of these.
+    a respondent, a trait group, a blend of these. Of the trait groups only those speak whose size may be shown: the
+    mean of all the others of a trait is what everybody's leaves of theirs, and it must not be that of a few.
     """
 
     def __init__(self, bundle: Bundle, store: PersonaStore) -> None:
@@ -91,9 +92,15 @@ class Directory:
         if name == EVERYBODY:
             return self.everybody
         try:
-            return self.bundle.persona(name)
+            found = self.bundle.persona(name)
         except ValueError as error:
+            if "trait:" in name:  # how many people there are, or which other values, is not told either
+                raise _no_trait_group(name) from None
             raise ApiError(404, str(error), "persona_not_found", "persona") from None
+        parts = found.origin.get("parts", [{"name": found.name, "kind": found.origin.get("kind")}])
+        if any(p["kind"] == "trait group" and f"trait:{p['name']}" not in self.trait_groups for p in parts):
+            raise _no_trait_group(name)
+        return found
 
     @cached_property
     def everybody(self) -> Persona:
@@ -121,8 +128,8 @@ class Directory:
             cells = np.array([*sizes, *([missing] if missing else [])], float)[None]
             hidden = hidden_cells(cells, MINIMUM, cells.sum(1))[0]
             for value, size, hide in zip(sizes.index, sizes, hidden, strict=False):
-                if size >= MINIMUM:
-                    groups[f"trait:{trait}={value}"] = TraitGroup(str(trait), str(value), None if hide else int(size))
+                if not hide:
+                    groups[f"trait:{trait}={value}"] = TraitGroup(str(trait), str(value), int(size))
         return groups
 
     # what may be known -----------------------------------------------------------------------------------------------
@@ -188,6 +195,11 @@ def model_of(bundle: Bundle) -> str:
     files = bundle.manifest["files"]
     mine = sorted(f"{name} {facts['sha256']}" for name, facts in files.items() if name.startswith("people/"))
     return hashlib.sha256("\n".join(mine).encode()).hexdigest()[:32]
+
+
+def _no_trait_group(name: str) -> ApiError:
+    sentence = f'there is no "{name}" here; GET /v1/models lists the trait groups that are large enough to speak'
+    return ApiError(404, sentence, "persona_not_found", "persona")
 
 
 def _called(persona: Persona, name: str, label: str) -> Persona:

@@ -240,7 +240,7 @@ class MapGroup(BaseModel):
     label: str
     x: float
     y: float
-    people: int | None
+    people: int
 
 
 class MapAxis(BaseModel):

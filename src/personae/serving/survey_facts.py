@@ -116,7 +116,7 @@ class SurveyFacts:
     def _trait_groups(self) -> list[schemas.MapGroup]:
         """The largest ones, each at the mean of its members' points."""
         groups, found = self.directory.trait_groups, []
-        for name in sorted(groups, key=lambda name: -(groups[name].people or 0))[:_TRAIT_GROUPS]:
+        for name in sorted(groups, key=lambda name: -groups[name].people)[:_TRAIT_GROUPS]:
             group = groups[name]
             members = (self.people.traits_[group.trait] == group.value).fillna(False).to_numpy(dtype=bool)
             at = self.directory.map.points[members].mean(0)
@@ -124,7 +124,7 @@ class SurveyFacts:
         return found
 
     @staticmethod
-    def _group(name: str, label: str, at: np.ndarray, people: int | None) -> schemas.MapGroup:
+    def _group(name: str, label: str, at: np.ndarray, people: int) -> schemas.MapGroup:
         return schemas.MapGroup(id=name, label=label, x=round(float(at[0]), 4), y=round(float(at[1]), 4), people=people)
 
 

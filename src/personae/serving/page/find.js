@@ -39,7 +39,7 @@ function groups() {
 
 function search(words) {
   const { people, traits } = world.map;
-  const candidates = [...groups(), ...traits.map((g) => entry(g.id, g.people === null ? "" : count(g.people)))];
+  const candidates = [...groups(), ...traits.map((g) => entry(g.id, count(g.people)))];
   const found = candidates.filter(({ id, name, about }) => `${id} ${name} ${about}`.toLowerCase().includes(words));
   people.id.forEach((id, i) => {
     if (!id.toLowerCase().includes(words)) return;

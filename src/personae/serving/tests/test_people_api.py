@@ -7,9 +7,10 @@ import time
 
 import httpx
 import numpy as np
+import pandas as pd
 import pytest
 
-from personae import Cohorts, OpinionModel, load_sample
+from personae import Cohorts, OpinionModel, Survey, load_sample
 from personae.bundle import Bundle
 from personae.people.inquiry import next_question
 from personae.serving.schemas import CELLS, PERSONAS
@@ -44,6 +45,17 @@ def test_a_blend_may_hold_what_was_made_here(client, bundle):
     assert blend["kind"] == "blend"
     place = client.get("/v1/personas/cohort-0").json()["place"], client.get(f"/v1/personas/{me}").json()["place"]
     assert blend["place"]["x"] == pytest.approx(0.75 * place[0]["x"] + 0.25 * place[1]["x"], abs=2e-4)
+
+
+def test_blends_of_blends_stay_small(client, store):
+    """Each of so many of the last ones: what is kept of one must not hold what is kept of all before."""
+    ids = ["cohort-0", "cohort-1"]
+    for _ in range(12):
+        made = client.post("/v1/personas", json={"blend": dict.fromkeys(ids[-8:], 1)})
+        ids.append(made.json()["id"])
+    kept = [len(stored.persona.to_json()) for stored in store.page(100)]
+    assert max(kept) < 2 * kept[0] + 1000
+    assert len(client.get("/v1/personas").json()["data"][-1]["label"]) <= 200
 
 
 def test_paging(client):
@@ -246,12 +258,47 @@ def test_small_cohorts_and_trait_groups_have_no_figures(serve, tmp_path):
     assert {g["id"] for g in place["cohorts"]} == {f"cohort-{c}" for c in range(8) if c not in hidden}
     names = [m["id"] for m in client.get("/v1/models?limit=200").json()["data"] if m["kind"] == "trait group"]
     counts = few.traits.partyid.value_counts()
-    assert {n for n in names if n.startswith("trait:partyid=")} == {
-        f"trait:partyid={v}" for v in counts[counts >= 10].index
-    }
-    rare = counts[counts < 10].index[0]
-    reply = client.get(f"/v1/personas/trait:partyid={rare}")
-    assert (reply.status_code, "at least 10" in reply.json()["error"]["message"]) == (404, True)
+    listed = {n.removeprefix("trait:partyid=") for n in names if n.startswith("trait:partyid=")}
+    assert listed <= set(counts[counts >= 10].index)
+    assert 80 - counts[list(listed)].sum() >= 10
+
+
+@pytest.fixture
+def with_a_minority(tmp_path) -> Bundle:
+    """120 people, of whom 70, 49 and one gave three values of a trait."""
+    sample = load_sample()
+    some = sample.select(sample.respondent_ids[:120])
+    side = pd.DataFrame({"side": ["left"] * 70 + ["right"] * 49 + ["other"]}, index=some.respondent_ids)
+    survey = Survey(some.questions, some.respondent_ids, some.respondent, some.question, some.option, side)
+    people = OpinionModel(n_components=3).fit(survey)
+    return Bundle.write(tmp_path / "minority", people, Cohorts(k=2).fit(people, survey))
+
+
+@pytest.mark.parametrize("value", ["right", "other", "no such value"])
+def test_nobody_speaks_for_a_group_whose_size_is_hidden(serve, with_a_minority, echo, value):
+    """Everybody's mean less that of the two large groups would be where the one of the third stands."""
+    client, hidden = serve(bundle=with_a_minority), f"trait:side={value}"
+    assert [g["id"] for g in client.get("/v1/map").json()["traits"]] == ["trait:side=left"]
+    listed = [m["id"] for m in client.get("/v1/models?limit=200").json()["data"] if m["kind"] == "trait group"]
+    assert listed == ["trait:side=left"]
+    assert client.get("/v1/personas/trait:side=left").json()["people"] == 70
+    said = [{"role": "user", "content": "hi"}]
+    refused = []
+    for name in (hidden, f"1*{hidden}", f"0.5*trait:side=left+0.5*{hidden}"):
+        refused += [client.get(f"/v1/personas/{name}"), client.get(f"/v1/models/{name}")]
+        refused += [client.delete(f"/v1/personas/{name}")]
+        refused += [client.post("/v1/personas", json={"blend": {"cohort-0": 1, name: 1}})]
+        for who in (name, {"name": name}, {"blend": {name: 1}}):
+            for by in ("lm", "opinion model"):
+                body = {"personas": ["trait:side=left", who], "questions": ["natarms"], "by": by}
+                refused.append(client.post("/v1/answers", json=body))
+            refused.append(client.post("/v1/chat/completions", json={"model": "m", "messages": said, "persona": who}))
+            refused.append(client.post("/v1/completions", json={"model": "m", "prompt": "hi", "persona": who}))
+        refused.append(client.post("/v1/chat/completions", json={"model": name, "messages": said}))
+    assert {r.status_code for r in refused} == {404}
+    messages = [r.json()["error"]["message"] for r in refused]
+    assert all("GET /v1/models lists the trait groups" in m and "people" not in m for m in messages)
+    assert (echo.asked, client.get("/v1/personas").json()["data"]) == ([], [])
 
 
 def test_the_map(client, bundle):
