@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 
@@ -18,6 +18,7 @@ class Note:
     reason: str
     count: int = 0
     examples: list[str] = field(default_factory=list)
+    named: bool = False  # the places are names of columns or questions, which are all printed
 
 
 @dataclass
@@ -36,9 +37,11 @@ class Account:
     >>> account = Account("responses.csv", "wide")
     >>> account.add("don't know read as missing", where="row 3, column natfare")
     >>> account.add("don't know read as missing", where="row 9, column natfare")
+    >>> account.add("column that is not in the questions table, skipped", name="age")
     >>> print(account)
     responses.csv (wide)
       2 x don't know read as missing: row 3, column natfare; row 9, column natfare
+      1 x column that is not in the questions table, skipped: age
     """
 
     source: str
@@ -46,10 +49,18 @@ class Account:
     notes: list[Note] = field(default_factory=list)
 
     max_examples = 1000  # kept
-    shown_examples = 3  # printed
+    shown_examples = 3  # printed of rows and people; of columns and questions all, since somebody has to check each
 
-    def add(self, reason: str, count: int = 1, where: str | None = None) -> None:
-        """Count ``count`` more cases of ``reason``; the places are kept as examples."""
+    def add(self, reason: str, count: int = 1, where: str | None = None, name: str | None = None) -> None:
+        """Count ``count`` more cases of ``reason``.
+
+        Parameters
+        ----------
+        where : str, optional
+            A row or a person; the first few are printed as examples.
+        name : str, optional
+            A column or a question instead; all of them are printed.
+        """
         if count == 0:
             return
         note = next((n for n in self.notes if n.reason == reason), None)
@@ -57,15 +68,17 @@ class Account:
             note = Note(reason)
             self.notes.append(note)
         note.count += count
-        if where is not None and len(note.examples) < self.max_examples:
-            note.examples.append(where)
+        note.named |= name is not None
+        place = where if name is None else name
+        if place is not None and len(note.examples) < self.max_examples:
+            note.examples.append(place)
 
     def as_dict(self) -> dict:
         """Plain values for JSON."""
         return {
             "source": self.source,
             "format": self.format,
-            "notes": [{"reason": n.reason, "count": n.count, "examples": n.examples} for n in self.notes],
+            "notes": [asdict(note) for note in self.notes],
         }
 
     @classmethod
@@ -76,8 +89,9 @@ class Account:
     def __str__(self) -> str:
         lines = [f"{self.source} ({self.format})"]
         for n in self.notes:
-            shown = n.examples[: self.shown_examples]
+            shown = n.examples if n.named else n.examples[: self.shown_examples]
             where = ": " + "; ".join(shown) if shown else ""
-            more = "; ..." if shown and max(n.count, len(n.examples)) > len(shown) else ""
+            left = len(n.examples) == self.max_examples if n.named else max(n.count, len(n.examples)) > len(shown)
+            more = "; ..." if shown and left else ""
             lines.append(f"  {n.count:,} x {n.reason}{where}{more}")
         return "\n".join(lines)

@@ -47,7 +47,7 @@ def build_survey(
     present = np.bincount(person, minlength=len(respondents)) > 0
     for q, kept in zip(questions, asked, strict=True):
         if not kept:
-            account.add("question nobody answered, left out", where=q.id)
+            account.add("question nobody answered, left out", name=q.id)
     silent = [name for name, kept in zip(respondents, present, strict=True) if not kept]
     for name in silent[: account.shown_examples]:  # no lists of people in a report
         account.add("respondent without answers, left out", where=name)

@@ -95,7 +95,7 @@ def read_questions(path: str | Path, account: Account) -> dict[str, Entry]:
     known = ("question", "text", "options", "title", "topic", "codes")
     for name in table.columns:
         if name not in (*known, "remark"):  # the draft of a questions table carries remarks
-            account.add("column of the questions table that is not read", where=name)
+            account.add("column of the questions table that is not read", name=name)
     cells = {name: table.column(name).texts() for name in known[:3]}
     cells |= {name: table.columns[name].texts() for name in known[3:] if name in table.columns}
     entries: dict[str, Entry] = {}
@@ -114,7 +114,7 @@ def _entry(table: Table, i: int, row: dict[str, str | None], account: Account) -
     written = (row["options"] or "").split("|")
     options = tuple(label.strip() for label in written)
     blanks = sum(label != option for label, option in zip(written, options, strict=True))
-    account.add("option with blanks around its label, blanks removed", blanks, where=row["question"])
+    account.add("option with blanks around its label, blanks removed", blanks, name=row["question"])
     name, place = row["question"], table.place  # the place costs a pass through the file, so only for a message
     if len(options) < 2:
         raise SurveyError(
@@ -201,12 +201,12 @@ def infer_questions(path: Path, observed: dict[str, tuple[list[str], int]], acco
     unknown: list[str] = []
     for name, (labels, n_answers) in observed.items():
         if reason := unfit(labels, n_answers):
-            account.add(f"skipped, not taken as a question: {reason}", where=name)
+            account.add(f"skipped, not taken as a question: {reason}", name=name)
         elif (found := order_of(labels)) is None:
             unknown.append(name)
         else:
             options, how = found
-            account.add(f"question that is in no questions table, options ordered as {how}", where=name)
+            account.add(f"question that is in no questions table, options ordered as {how}", name=name)
             entries[name] = Entry(Question(name, name, options), {label: k for k, label in enumerate(options)})
     if unknown:
         shown = ", ".join(unknown[:8]) + (", ..." if len(unknown) > 8 else "")

@@ -64,7 +64,7 @@ def draft_questions(path: str | Path, account: Account | None = None) -> pd.Data
     lines = []
     for name, (labels, n_answers) in observed.items():
         if reason := unfit(labels, n_answers):
-            account.add(f"skipped, not taken as a question: {reason}", where=name)
+            account.add(f"skipped, not taken as a question: {reason}", name=name)
             continue
         for label in labels:
             if "|" in label:

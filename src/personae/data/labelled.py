@@ -88,12 +88,12 @@ def read_labelled(path: str | Path, traits: Sequence[str] = (), id: str | None =
             continue
         codes, options_of = _options(name, frame[name], meta, account)
         if reason := _unfit(options_of):
-            account.add(f"variable skipped: {reason}", where=name)
+            account.add(f"variable skipped: {reason}", name=name)
             continue
         columns.append(codes)
         text = (meta.column_names_to_labels.get(name) or "").strip()
         if not text:
-            account.add("variable without a label, its name taken as the question's text", where=name)
+            account.add("variable without a label, its name taken as the question's text", name=name)
         questions.append(Question(name, text or name, tuple(options_of)))
     if not questions:
         raise SurveyError(f"{path.name} has no variable with 2 to {MAX_OPTIONS} value labels, so no question")
@@ -134,7 +134,7 @@ def _id_variable(path: Path, frame: pd.DataFrame, meta: Any, given: str | None, 
     for name in [*likely, *plain]:
         column = frame[name]
         if column.notna().all() and column.is_unique and _like_ids(column):
-            account.add("variable with unique values taken as the respondent's id", where=name)
+            account.add("variable with unique values taken as the respondent's id", name=name)
             return str(name)
     account.add("respondents numbered r1, r2, ... by row, as no variable has unique values", where=path.name)
     return None

@@ -43,7 +43,7 @@ def read_long(path: str | Path, questions: str | Path | None = None, respondents
     table = read_table(path, account)
     for name in table.columns:
         if name not in LONG_COLUMNS:
-            account.add("column of a long file that is not read", where=name)
+            account.add("column of a long file that is not read", name=name)
     who, what, answer = (table.column(name) for name in LONG_COLUMNS)
     for name, column in zip(LONG_COLUMNS[:2], (who, what), strict=True):
         empty = np.flatnonzero(column.codes < 0)
@@ -65,7 +65,7 @@ def read_long(path: str | Path, questions: str | Path | None = None, respondents
         for name, labels in labels_of.items():
             if name not in entries:
                 account.add(
-                    "question that is not in the questions table, skipped", where=f"{name} ({len(labels)} labels)"
+                    "question that is not in the questions table, skipped", name=f"{name} ({len(labels)} labels)"
                 )
         if not any(name in entries for name in labels_of):
             raise SurveyError(

@@ -71,13 +71,13 @@ def read_opinionqa(folder: str | Path) -> Survey:
         seen.add(key)
         labels, ordered = _options(info, i, cells["references"][i], cells["option_ordinal"][i])
         if len(labels) < 2 or len(set(labels)) < len(labels):
-            account.add("question without two different options, skipped", where=key)
+            account.add("question without two different options, skipped", name=key)
             continue
         if key not in responses.columns:
-            account.add("question of info.csv without a column in responses.csv, left out", where=key)
+            account.add("question of info.csv without a column in responses.csv, left out", name=key)
             continue
         if not ordered:
-            account.add("question whose options have no order, kept in the order of info.csv", where=key)
+            account.add("question whose options have no order, kept in the order of info.csv", name=key)
         question = Question(key, cells["question"][i], tuple(labels))
         column = responses.columns[key]
         option = Entry(question, {label: k for k, label in enumerate(labels)}).option_codes(column)
@@ -87,7 +87,7 @@ def read_opinionqa(folder: str | Path) -> Survey:
     traits = [name for name in TRAITS if name in responses.columns]
     for name in responses.columns:
         if name not in (*traits, "QKEY", *(q.id for q in questions)):
-            account.add("column of responses.csv that is neither question nor trait", where=name)
+            account.add("column of responses.csv that is neither question nor trait", name=name)
     if not questions:
         raise SurveyError(f"{folder.name}: no question of info.csv has a column in responses.csv")
     demographic = {name: _without_refusals(name, responses.columns[name], account) for name in traits}

@@ -52,15 +52,15 @@ def read_polis(folder: str | Path) -> Survey:
     for name, column in votes.columns.items():
         if not name.isdecimal():
             if name != "participant":
-                account.add("column of participants-votes.csv that is no statement", where=name)
+                account.add("column of participants-votes.csv that is no statement", name=name)
             continue
         n_votes = int((column.codes >= 0).sum())
         i = row_of.get(name, -1)
         if i < 0 or texts[i] is None:
-            account.add("statement without a text, left out", where=f"{name} (votes: {n_votes:,})")
+            account.add("statement without a text, left out", name=f"{name} (votes: {n_votes:,})")
             account.add("vote on a statement without a text", n_votes)
         elif moderated[i] == "-1":
-            account.add("statement that the moderators rejected, left out", where=f"{name} (votes: {n_votes:,})")
+            account.add("statement that the moderators rejected, left out", name=f"{name} (votes: {n_votes:,})")
             account.add("vote on a statement that the moderators rejected", n_votes)
         else:
             question = statement_question(name, str(texts[i]))
@@ -74,7 +74,7 @@ def read_polis(folder: str | Path) -> Survey:
             questions.append(question)
     for name in row_of:
         if name not in votes.columns:
-            account.add("statement without a column of votes, left out", where=str(name))
+            account.add("statement without a column of votes, left out", name=str(name))
     if not questions:
         raise SurveyError(
             f"{folder.name}: no column of participants-votes.csv is an accepted statement of comments.csv"

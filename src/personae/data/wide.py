@@ -70,10 +70,10 @@ def read_wide(
         entries = read_questions(questions, account)
         for name in candidates:
             if name not in entries:
-                account.add("column that is not in the questions table, skipped", where=name)
+                account.add("column that is not in the questions table, skipped", name=name)
         for name in entries:
             if name not in candidates:
-                account.add("question of the questions table without a column, left out", where=name)
+                account.add("question of the questions table without a column, left out", name=name)
         entries = {name: entries[name] for name in entries if name in candidates}
         if not entries:
             raise SurveyError(

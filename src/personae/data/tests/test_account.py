@@ -15,6 +15,20 @@ def test_counts_and_places_of_one_reason_come_together():
     assert str(account) == "a.csv (wide)\n  10 x skipped: a; b; c; ...\n  1 x other"
 
 
+def test_all_columns_and_questions_are_named():
+    account = Account("a.csv", "wide")
+    for name in "abcdef":
+        account.add("column skipped", 2, name=name)
+    assert str(account) == "a.csv (wide)\n  12 x column skipped: a; b; c; d; e; f"
+    assert str(Account.from_dict(account.as_dict())) == str(account)
+
+
+def test_an_account_of_an_older_store_can_be_read():
+    note = {"reason": "skipped", "count": 4, "examples": list("abcd")}
+    account = Account.from_dict({"source": "a.csv", "format": "wide", "notes": [note]})
+    assert str(account).endswith("4 x skipped: a; b; c; ...")
+
+
 def test_nothing_is_no_note():
     account = Account("a.csv", "wide")
     account.add("skipped", 0, where="a")
@@ -27,7 +41,7 @@ def test_as_dict_is_plain_json():
     assert json.loads(json.dumps(account.as_dict())) == {
         "source": "a.csv",
         "format": "wide",
-        "notes": [{"reason": "skipped", "count": 2, "examples": ["a"]}],
+        "notes": [{"reason": "skipped", "count": 2, "examples": ["a"], "named": False}],
     }
 
 
