@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 
@@ -37,17 +38,21 @@ async def answers(asked: AnswersRequest, request: Request, service: ServiceOf, o
     question the personas. The last line is `{"done": true, "answers": N}`, or `{"error": {...}}` where something broke
     off the stream: a stream without either is incomplete. These are predictions of a model, of respondents too.
     """
-    by, personas, questions = await run_in_threadpool(_understood, asked, service, owner)
+    end = time.monotonic() + service.deadline
+    by, personas, questions = await run_in_threadpool(_understood, asked, service, owner, end)
     if by == "lm":
         blocks = service.speaker().answers(personas, questions, asked.read)
     else:
         blocks = _opinion_model(service.directory.bundle.people, personas, [q.id for q in questions])
-    timed = await begun(request, in_time(blocks, service.deadline))
+    timed = await begun(request, in_time(blocks, end - time.monotonic()))
     names = [who if isinstance(who, str) else p.name for who, p in zip(asked.personas, personas, strict=True)]
     return StreamingResponse(_lines(timed, names, questions, by, service), media_type=_LINES)
 
 
-def _understood(asked: AnswersRequest, service: Service, owner: str) -> tuple[str, list[Persona], list[Question]]:
+def _understood(
+    asked: AnswersRequest, service: Service, owner: str, end: float
+) -> tuple[str, list[Persona], list[Question]]:
+    """Who computes, who is asked and what; ``TimeoutError`` once the clock says ``end``."""
     by = asked.by or ("lm" if service.backend is not None else "opinion model")
     known = {q.id: q for q in service.directory.bundle.people.questions_}
     questions = []
@@ -62,7 +67,12 @@ def _understood(asked: AnswersRequest, service: Service, owner: str) -> tuple[st
             questions.append(known[question])
         else:
             service.directory.bundle.people.question_index(question)  # raises and names the nearest ones
-    return by, [service.directory.meet(who, owner) for who in asked.personas], questions
+    personas = []
+    for persona in service.directory.meet_all(asked.personas, owner):
+        if time.monotonic() > end:  # a thread cannot be cancelled: it has to look
+            raise TimeoutError
+        personas.append(persona)
+    return by, personas, questions
 
 
 async def _opinion_model(

@@ -182,6 +182,39 @@ def test_a_stream_that_broke_off_says_so(serve, echo):
     assert end["error"]["code"] == "deadline_exceeded"
 
 
+def test_new_people_are_folded_in_together(client, bundle, monkeypatch):
+    calls = slow_fold_in(monkeypatch)
+    new = [{"answers": {"natarms": option}} for option in ("too little", "about right", "too much")]
+    body = {"personas": ["cohort-0", new[0], {"name": "r0007"}, new[1], {**new[2], "label": "me"}]}
+    *found, _ = lines(client.post("/v1/answers", json={**body, "questions": ["natenvir"], "by": "opinion model"}))
+    assert [line["persona"] for line in found] == ["cohort-0", "new person", "r0007", "new person", "me"]
+    assert calls == [3]
+    for line, spec in zip((found[1], found[3], found[4]), new, strict=True):
+        expected = bundle.people.predict_proba([bundle.people.fold_in(spec["answers"])], "natenvir")[0, 0]
+        np.testing.assert_allclose(list(line["probabilities"].values()), expected[:3], atol=1e-6)
+
+
+def test_the_deadline_holds_before_anything_is_answered(serve, echo, monkeypatch):
+    calls = slow_fold_in(monkeypatch, seconds=0.2)
+    body = {"personas": [{"answers": ME}] * 2000, "questions": ["natarms"]}
+    reply = serve(deadline=0.3).post("/v1/answers", json=body)
+    assert (reply.status_code, reply.json()["error"]["code"]) == (504, "deadline_exceeded")
+    assert sum(calls) < 2000
+
+
+def slow_fold_in(monkeypatch, seconds: float = 0.0) -> list[int]:
+    """How many people were folded in by each call."""
+    calls, fold_in = [], OpinionModel.fold_in
+
+    def counted(self, answers):
+        calls.append(len(answers))
+        time.sleep(seconds)
+        return fold_in(self, answers)
+
+    monkeypatch.setattr(OpinionModel, "fold_in", counted)
+    return calls
+
+
 def test_a_client_that_leaves_ends_the_answers(live, echo):
     echo.pause = 0.05
     url = live()
