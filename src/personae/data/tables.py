@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import gzip
 import math
+import re
 import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -28,6 +29,8 @@ from personae.data.account import Account, SurveyError
 TABLE_ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".txt", ".txt.gz", ".parquet")
 MAX_LINE = 16 << 20  # bytes; a longer line is a broken file, and reading on would take all the memory there is
 MAX_CELL = 100_000  # characters; what a never-closed quotation mark swallows, not what a person answers
+_DELIMITERS = ",;\t"
+_SNIFFED = 20  # records below the header that tell which one it is
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 
 
@@ -50,6 +53,7 @@ class Table:
     columns: dict[str, Column]
     n_rows: int
     delimiter: str | None = None  # None: Parquet
+    _header: int = 1  # row of the file with the column names
     _kept: np.ndarray | None = field(default=None, repr=False)  # records that are rows of the table; None: all
 
     def row(self, i: int) -> int:
@@ -59,7 +63,7 @@ class Table:
         if self.delimiter is None:
             return i + 1
         with _open(self.path) as stream:
-            number, _ = next(islice(_records(self.path, stream, self.delimiter), i + 1, None))
+            number, _ = next(islice(_below(self._header, _records(self.path, stream, self.delimiter)), i, None))
         return number
 
     def place(self, i: int, column: str) -> str:
@@ -83,7 +87,7 @@ def read_header(path: Path) -> list[str]:
     """The column names of a table, without reading the rest."""
     if _is_parquet(path):
         return list(_parquet_file(path).schema_arrow.names)
-    return _csv_header(path)[0]
+    return _csv_header(path).names
 
 
 def read_table(path: str | Path, account: Account) -> Table:
@@ -92,7 +96,8 @@ def read_table(path: str | Path, account: Account) -> Table:
     Parameters
     ----------
     path : str or Path
-        The file; Parquet is recognised by its first bytes, everything else is read as CSV.
+        The file; Parquet is recognised by its first bytes, everything else is read as CSV. Empty lines above the
+        header, and a first line ``sep=;``, are understood.
     account : Account
         Is told what was changed: blanks removed around labels, numbers written as text, empty rows.
 
@@ -116,9 +121,9 @@ def read_table(path: str | Path, account: Account) -> Table:
 
 # CSV -------------------------------------------------------------------------------------------------------------
 def _read_csv(path: Path, account: Account) -> Table:
-    names, delimiter = _csv_header(path)
+    header, names, delimiter = _csv_header(path)
     if delimiter != ",":
-        mark = {";": "semicolons", "\t": "tabs"}[delimiter]
+        mark = {";": "semicolons", "\t": "tabs"}.get(delimiter, delimiter)
         account.add(f"file with {mark} between the cells", where=path.name)
     keys = [str(j) for j in range(len(names))]  # arrow finds column types by name; ours may be odd, numbers are not
     try:
@@ -126,17 +131,17 @@ def _read_csv(path: Path, account: Account) -> Table:
             raw = pyarrow.csv.read_csv(
                 stream,
                 # A block is the longest line that arrow accepts, so a line without end costs one block and no more.
-                pyarrow.csv.ReadOptions(column_names=keys, skip_rows_after_names=1, block_size=MAX_LINE),
+                pyarrow.csv.ReadOptions(column_names=keys, skip_rows_after_names=header, block_size=MAX_LINE),
                 pyarrow.csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
                 pyarrow.csv.ConvertOptions(column_types=dict.fromkeys(keys, _TEXT)),  # no null: "NA" is text
             )
     except (pa.ArrowException, OSError, EOFError, zlib.error) as error:
-        _find_fault(path, names, delimiter)
+        _find_fault(path, header, names, delimiter)
         raise SurveyError(f"cannot read {path.name}: {_first_line(error)}") from None
     columns = {name: _column(raw.column(j)) for j, name in enumerate(names)}
     if any(_is_broken(label) for column in columns.values() for label in column.labels):
-        _find_fault(path, names, delimiter)
-    table = Table(path, columns, raw.num_rows, delimiter)
+        _find_fault(path, header, names, delimiter)
+    table = Table(path, columns, raw.num_rows, delimiter, header)
     _check_last_cell(table)
     return table
 
@@ -159,36 +164,68 @@ def _is_broken(label: str) -> bool:
     return "\x00" in label or len(label) > MAX_CELL
 
 
-def _csv_header(path: Path) -> tuple[list[str], str]:
-    """Column names and delimiter; the delimiter is the comma unless only another one gives several columns."""
+class _Header(NamedTuple):
+    row: int  # of the file; what stands above it is empty, or says the delimiter
+    names: list[str]
+    delimiter: str
+
+
+def _csv_header(path: Path) -> _Header:
     if not path.exists():
         raise SurveyError(f"there is no file {path}")
     if path.is_dir():
         raise SurveyError(f"{path} is a folder; a CSV or Parquet file is needed here")
-    widest: list[str] = []
-    delimiter = ","
-    for candidate in ",;\t":
-        with _open(path) as stream:
-            _, record = next(_records(path, stream, candidate), (1, []))
-        if len(record) > len(widest):
-            widest, delimiter = record, candidate
-        if len(widest) > 1:
-            break
-    if not widest:
+    given = _given_delimiter(path)
+    starts = {delimiter: _start(path, delimiter, given is not None) for delimiter in given or _DELIMITERS}
+    delimiter = max(starts, key=lambda d: _likeness(starts[d]))
+    if not starts[delimiter]:
         raise SurveyError(f"{path.name} is empty")
-    if len(widest) == 1:
+    row, header = starts[delimiter][0]
+    if len(header) == 1:
         raise SurveyError(
-            f"{path.name} has a single column in row 1; a table needs columns with commas, semicolons or tabs between"
+            f"{path.name} has a single column in row {row}; a table needs columns with commas, semicolons or tabs "
+            "between"
         )
     # A frame written with its index has no name above the first column; its number is a name that can be said.
-    names = [name.strip() or f"column {j + 1}" for j, name in enumerate(widest)]
+    names = [name.strip() or f"column {j + 1}" for j, name in enumerate(header)]
     for j, name in enumerate(names):
         if name in names[:j]:
             raise SurveyError(
-                f'{path.name}: row 1 names the column "{name}" twice (columns {names.index(name) + 1} and {j + 1}); '
-                "rename or remove one"
+                f'{path.name}: row {row} names the column "{name}" twice (columns {names.index(name) + 1} and {j + 1});'
+                " rename or remove one"
             )
-    return names, delimiter
+    return _Header(row, names, delimiter)
+
+
+def _given_delimiter(path: Path) -> str | None:
+    """What a first line such as ``sep=;``, which spreadsheets write and read, says."""
+    with _open(path) as stream:
+        _, record = next(_records(path, stream, ","), (1, []))
+    found = re.fullmatch(r"sep=(.)", ",".join(record))
+    return found[1] if found else None
+
+
+def _start(path: Path, delimiter: str, said: bool) -> list[tuple[int, list[str]]]:
+    """The header and, where that has several cells, some records below; empty lines above the header are skipped."""
+    with _open(path) as stream:
+        records = _records(path, stream, delimiter)
+        if said:
+            next(records)  # sep=;
+        found = list(islice(((row, cells) for row, cells in records if any(c.strip() for c in cells)), 1))
+        return found + (list(islice(records, _SNIFFED)) if found and len(found[0][1]) > 1 else [])
+
+
+def _likeness(start: list[tuple[int, list[str]]]) -> tuple[bool, float, int]:
+    """How much a delimiter looks like that of the table: several columns, as many cells in each row, many columns.
+
+    Text holds commas, and so do numbers in half of the world, but not as many in every row as in the header.
+    """
+    width, *below = [len(cells) for _, cells in start] or [0]
+    return width > 1, sum(n == width for n in below) / max(1, len(below)), width
+
+
+def _below(header: int, records: Iterator[tuple[int, list[str]]]) -> Iterator[tuple[int, list[str]]]:
+    return ((row, cells) for row, cells in records if row > header)
 
 
 def _open(path: Path) -> Any:
@@ -254,10 +291,10 @@ def _records(path: Path, stream: BinaryIO, delimiter: str) -> Iterator[tuple[int
             yield row, record
 
 
-def _find_fault(path: Path, names: list[str], delimiter: str) -> None:
+def _find_fault(path: Path, header: int, names: list[str], delimiter: str) -> None:
     """The patient pass: raises a sentence with row and column for the first fault, returns if it finds none."""
     with _open(path) as stream:
-        for row, record in _records(path, stream, delimiter):
+        for row, record in _below(header, _records(path, stream, delimiter)):
             if len(record) != len(names):
                 spans = any("\n" in cell for cell in record)
                 hint = (
@@ -393,7 +430,7 @@ def _without_empty_rows(table: Table, account: Account) -> Table:
     if not len(kept):
         raise SurveyError(f"{table.path.name} has a header but only empty rows below it; is it the right file?")
     columns = {name: Column(column.codes[kept], column.labels) for name, column in table.columns.items()}
-    return Table(table.path, columns, len(kept), table.delimiter, kept)
+    return Table(table.path, columns, len(kept), table.delimiter, table._header, kept)
 
 
 def _first_line(error: BaseException) -> str:

@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import csv
 import gzip
+import io
 import tracemalloc
 
 import pandas as pd
@@ -112,6 +114,46 @@ def test_another_delimiter_is_said(write):
     account = Account("a.csv", "test")
     read_table(write("a.csv", "id;x\n1;a,b\n"), account)
     assert "semicolons between the cells" in str(account)
+
+
+@pytest.mark.parametrize(
+    ("content", "columns"),
+    [
+        ("who;weight, trimmed;Buy?\nr1;1,0;yes\nr2;0,5;no\n", {"who": "r1 r2", "weight, trimmed": "1,0 0,5"}),
+        ('who;"Buy, or not?"\nr1;yes\nr2;no\n', {"who": "r1 r2", "Buy, or not?": "yes no"}),
+        ("who,weight; trimmed,Buy?\nr1,1,yes\nr2,2,no\n", {"who": "r1 r2", "Buy?": "yes no"}),
+        ('who,Buy?,why\nr1,yes,"no; no, no"\nr2,no,;\n', {"Buy?": "yes no", "why": "no; no, no ;"}),
+        ("who\tBuy, or not; which?\nr1\tyes, or\nr2\tno;\n", {"who": "r1 r2"}),
+    ],
+)
+def test_the_delimiter_is_the_one_that_gives_a_table(write, content, columns):
+    path = write("a.csv", content)
+    assert {name: " ".join(texts(path, name)) for name in columns} == columns
+
+
+@pytest.mark.parametrize(
+    "top", ["\n", "\r\n\r\n", "  \n", ",,\n", "sep=,\n", '"sep=,"\r\n', "\ufeffsep=,\n", "sep=,\n\n", '" \n",\n']
+)
+@pytest.mark.parametrize("squeeze", [False, True])
+def test_what_stands_above_the_header_is_no_respondent(write, top, squeeze):
+    content = (top + 'id,"x\ny"\n\n1,a\n2,b\n').encode()
+    path = write("a.csv", gzip.compress(content) if squeeze else content)
+    table = read_table(path, Account("a.csv", "test"))
+    assert {name: column.texts().tolist() for name, column in table.columns.items()} == {
+        "id": ["1", "2"],
+        "x\ny": ["a", "b"],
+    }
+    rows = [number for number, _ in enumerate(csv.reader(io.StringIO(top.strip("\ufeff"), newline="")), 1)]
+    assert [table.row(0), table.row(1)] == [len(rows) + 3, len(rows) + 4]
+
+
+def test_a_file_may_say_its_delimiter(write):
+    account = Account("a.csv", "test")
+    assert texts(write("a.csv", "sep=;\nwho;Buy, or not\nr1;1,0\nr2;1,5\n"), "who", account) == ["r1", "r2"]
+    assert "1 x file with semicolons between the cells" in str(account)
+    assert texts(write("b.csv", "sep=|\nwho|x\nr1|1,0\n"), "x", account) == ["1,0"]
+    assert message(write("c.csv", "sep=;\nwho;x\nr1;1\nr2;1;2\n")).startswith("c.csv: row 4 has 3 cells")
+    assert message(write("d.csv", "sep=;\n")) == "d.csv is empty"
 
 
 def test_blanks_around_labels_are_removed_and_counted(write):
