@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,45 +12,11 @@ import pandas as pd
 from personae.data.account import Account, SurveyError
 from personae.data.build import build_by_columns, pick_traits
 from personae.data.codebook import MAX_OPTIONS
+from personae.data.no_answer import says_no_answer
 from personae.data.survey import Question, Survey
 
 LABELLED_ENDINGS = (".sav", ".zsav", ".dta")
 _ID_NAMES = ("respondent", "respondent_id", "respid", "resp_id", "caseid", "case_id", "id", "qkey", "uuid", "serial")
-# Labels that say that there is no answer, in lower case and without apostrophes; joined ones ("DK/Refused") count too.
-_NO_ANSWER = {
-    *(
-        "refused",
-        "refusal",
-        "refuse",
-        "refused to answer",
-        "dont know",
-        "do not know",
-        "dk",
-        "no answer",
-        "no response",
-    ),
-    *("na", "n/a", "nan", "not answered", "not applicable", "inapplicable", "inapplic", "inap", "iap", "not asked"),
-    *("skipped", "skip", "skipped on web", "missing", "system missing", "not available", "uncodeable", "uncodable"),
-    *("not available in this release", "not available in this year", "cant choose", "cannot choose"),
-    *("prefer not to say", "prefer not to answer", "rather not say"),
-}
-
-
-def says_no_answer(label: str) -> bool:
-    """Whether a value label stands for the absence of an answer.
-
-    Examples
-    --------
-    >>> [says_no_answer(label) for label in ("Don't know", "DK/Refused", "(No answer)", "No", "Not sure")]
-    [True, True, True, False, False]
-    """
-    plain = re.sub(r"\bvol(unteered|\.)?(?=\W|$)", " ", label.casefold())
-    plain = re.sub(r"['’`]", "", plain)
-    if " ".join(plain.split()) in _NO_ANSWER:
-        return True
-    parts = [" ".join(re.sub(r"[^\w ]", " ", part).split()) for part in re.split(r"[/,;()]|\bor\b", plain)]
-    parts = [part for part in parts if part]
-    return bool(parts) and all(part in _NO_ANSWER for part in parts)
 
 
 def read_labelled(path: str | Path, traits: Sequence[str] = (), id: str | None = None) -> Survey:
@@ -61,8 +26,9 @@ def read_labelled(path: str | Path, traits: Sequence[str] = (), id: str | None =
     ----------
     path : str or Path
         A ``.sav``, ``.zsav`` or ``.dta`` file. The text of a question is its variable label, the options are the value
-        labels in the order of their codes. Values that the file declares missing, and labels such as "refused" or
-        "don't know", are no answers; the account lists each with its variable and count.
+        labels in the order of their codes. On a scale of numbers of which only some are labelled, such as its ends,
+        the others are options, too, under their numbers. Values that the file declares missing, and labels such as
+        "refused" or "don't know", are no answers; the account lists each with its variable and count.
     traits : sequence of str
         Variables that are traits, not questions.
     id : str, optional
@@ -175,6 +141,12 @@ def _options(name: str, column: pd.Series, meta: Any, account: Account) -> tuple
     row_value, values = pd.factorize(column)  # -1 where system-missing
     n_rows = np.bincount(row_value[row_value >= 0], minlength=len(values))
     given = {value: int(n) for value, n in zip(values, n_rows, strict=True) if value != ""}
+    if between := _between_labelled(name, labels, given, meta):
+        n = sum(given[value] for value in between)
+        points = " to ".join(dict.fromkeys(_plain(value) for value in (between[0], between[-1])))
+        reason = "answer without a label between labelled ones, its number taken as the option"
+        account.add(reason, n, name=f"{name} {points} ({n:,})")
+        labels |= {value: _plain(value) for value in between}
     missing: set[Any] = set()
     for value in {**labels, **given}:
         label = labels.get(value, "")
@@ -197,6 +169,18 @@ def _options(name: str, column: pd.Series, meta: Any, account: Account) -> tuple
     return codes, [labels[value] for value in kept]
 
 
+def _between_labelled(name: str, labels: dict[Any, str], given: dict[Any, int], meta: Any) -> list[Any]:
+    """Points of a scale that is labelled at its ends alone: whole numbers between two labels that are answers."""
+
+    def is_answer(value: Any) -> bool:
+        return not isinstance(value, str) and not _declared_missing(name, value, meta)
+
+    ends = [value for value, label in labels.items() if label and is_answer(value) and not says_no_answer(label)]
+    unnamed = [value for value in given if not labels.get(value) and is_answer(value)]
+    found = sorted(value for value in unnamed if ends and min(ends) < value < max(ends))
+    return found if all(value == int(value) for value in found) else []
+
+
 def _declared_missing(name: str, value: Any, meta: Any) -> bool:
     if value in meta.missing_user_values.get(name, ()):  # Stata's .a to .z
         return True
@@ -212,7 +196,7 @@ def _unfit(options: list[str]) -> str | None:
     if len(options) == 1:
         return "it has a single value label besides missing ones"
     if len(options) > MAX_OPTIONS:
-        return f"it has more than {MAX_OPTIONS} value labels"
+        return f"it has more than {MAX_OPTIONS} options"
     if len(set(options)) < len(options):
         return "two of its values share a label"
     return None

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 import subprocess
 import sys
 
@@ -9,7 +8,7 @@ import pandas as pd
 import pytest
 
 from personae.data.account import SurveyError
-from personae.data.labelled import read_labelled, says_no_answer
+from personae.data.labelled import read_labelled
 from personae.data.read import read_survey
 
 pyreadstat = pytest.importorskip("pyreadstat", reason="the optional extra spss is not installed")
@@ -84,7 +83,7 @@ def test_everything_read_as_missing_is_listed_with_variable_and_count(sav):
         "value declared missing in a trait": (1, ["age (1)"]),
         "variable skipped: it has no value labels": (2, ["weight", "remark"]),
         "variable skipped: it has a single value label besides missing ones": (1, ["only"]),
-        "variable skipped: it has more than 15 value labels": (1, ["many"]),
+        "variable skipped: it has more than 15 options": (1, ["many"]),
         "variable skipped: two of its values share a label": (1, ["twice"]),
         "respondent without answers, left out": (2, ["13", "14"]),
     }
@@ -94,6 +93,56 @@ def test_traits_are_labels_or_plain_values(sav):
     traits = read_labelled(sav, traits=["sex", "age"]).traits
     assert traits["sex"].tolist() == ["male", "female", "male"]
     assert traits["age"].tolist() == ["20", "30", "50"]
+
+
+def test_a_scale_labelled_at_its_ends_keeps_the_numbers_between(tmp_path):
+    labels = {
+        "recommend": {0: "Not at all", 10: "Extremely", 98: "Don't know"},
+        "trust": {1: "None", 5: "Full", 9: "Refused"},
+        "half": {1: "Low", 3: "High"},
+        "warm": {0: "Cold", 100: "Warm"},
+    }
+    frame = pd.DataFrame(
+        {
+            "id": [f"r{i}" for i in range(32)],
+            "recommend": [*range(11), 98, 77, np.nan, *[7] * 18],
+            "trust": [*[1, 3, 2, 5, 8, 9] * 5, 6, 4],
+            "half": [1, 2.5, 3, 3] * 8,
+            "warm": range(32),
+        }
+    )
+    path = tmp_path / "a.sav"
+    missing = {"trust": [{"lo": 4, "hi": 4}]}  # what the file declares missing stays so
+    pyreadstat.write_sav(frame, str(path), variable_value_labels=labels, missing_ranges=missing)
+    survey = read_labelled(path)
+    assert {q.id: q.options for q in survey.questions} == {
+        "recommend": ("Not at all", *"123456789", "Extremely"),
+        "trust": ("None", "2", "3", "Full"),
+        "half": ("Low", "High"),
+    }
+    assert survey.answers_of("r3") == {"recommend": "3", "trust": "Full", "half": "High"}
+    said = counts(survey)
+    assert said["answer without a label between labelled ones, its number taken as the option"] == (
+        27 + 10 + 31,
+        [
+            "recommend 1, 2, 3, 4, 5, 6, 7, 8, 9 (27)",
+            "trust 2, 3 (10)",
+            f"warm {', '.join(map(str, range(1, 32)))} (31)",
+        ],
+    )
+    assert said["value without a label read as missing"] == (
+        15,
+        ["recommend value 77 (1)", "trust value 8 (5)", "trust value 6 (1)", "half value 2.5 (8)"],
+    )
+    assert said["variable skipped: it has more than 15 options"] == (1, ["warm"])
+
+
+def test_a_trait_labelled_at_its_ends_keeps_the_numbers_between(tmp_path):
+    frame = pd.DataFrame({"id": ["a", "b", "c"], "age": [18, 40, 99], "q": [1, 2, 1]})
+    path = tmp_path / "a.sav"
+    labels = {"age": {18: "18 or younger", 99: "99 or older"}, "q": {1: "yes", 2: "no"}}
+    pyreadstat.write_sav(frame, str(path), variable_value_labels=labels)
+    assert read_labelled(path, traits=["age"]).traits["age"].tolist() == ["18 or younger", "40", "99 or older"]
 
 
 def test_the_id_may_be_named_and_else_rows_are_numbered(tmp_path):
@@ -149,22 +198,6 @@ def test_bad_files_are_named(tmp_path, write):
     pyreadstat.write_sav(pd.DataFrame({"id": [1, 2], "x": [0.5, 0.7]}), str(path))
     with pytest.raises(SurveyError, match="has no variable with 2 to 15 value labels"):
         read_labelled(path)
-
-
-NO_ANSWER = """Refused|DON'T KNOW|Don’t know|DK/NA|Don't know / Refused|(Refused)|Refused (VOL.)|No answer|Not asked.
-not applicable|Inapplicable|IAP|Skipped on web|N/A|Don't know or refused"""
-
-
-@pytest.mark.parametrize("label", re.split(r"[|\n]", NO_ANSWER))
-def test_labels_that_say_no_answer(label):
-    assert says_no_answer(label)
-
-
-@pytest.mark.parametrize(
-    "label", ["No", "None", "Not at all", "Neither", "Other", "Not sure", "Refused entry", "No opinion"]
-)
-def test_labels_that_are_answers(label):
-    assert not says_no_answer(label)
 
 
 def test_importing_the_readers_needs_neither_pyreadstat_nor_torch():
