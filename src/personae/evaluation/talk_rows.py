@@ -277,21 +277,33 @@ def in_context(trained: Trained, name: str) -> Speaker:
 
 @row("prompt tuning, n tokens")
 def prompt_tuning(trained: Trained, name: str) -> Speaker:
-    """One soft prompt of n tokens for every context."""
-    return trained.bank(name, n_prompts=1, shift=False)
+    """One soft prompt of n tokens for every context, at the LM's input alone, as are P-tuning and SPT as published."""
+    return trained.bank(name, n_prompts=1, shift=False, deep=False)
 
 
 @row("prompt tuning, K x n tokens")
 def prompt_tuning_long(trained: Trained, name: str) -> Speaker:
     """One soft prompt with as many tokens as a bank of K has together."""
     n_tokens = trained.n_prompts * trained.n_tokens
-    return trained.bank(name, n_prompts=1, n_tokens=n_tokens, shift=False)
+    return trained.bank(name, n_prompts=1, n_tokens=n_tokens, shift=False, deep=False)
 
 
 @row("P-tuning")
 def p_tuning(trained: Trained, name: str) -> Speaker:
     """One soft prompt that comes out of a small recurrent network."""
     return trained.bank(name, n_prompts=1, shift=False, reparametrise=True)
+
+
+@row("deep prompt, n tokens")
+def deep_prompt(trained: Trained, name: str) -> Speaker:
+    """One soft prompt whose tokens are corrected before every layer, as all rows below unless they say otherwise."""
+    return trained.bank(name, n_prompts=1, shift=False)
+
+
+@row("deep prompt, K x n tokens")
+def deep_prompt_long(trained: Trained, name: str) -> Speaker:
+    """The same with as many tokens, and numbers, as a bank of K has together."""
+    return trained.bank(name, n_prompts=1, n_tokens=trained.n_prompts * trained.n_tokens, shift=False)
 
 
 @row("contextual prompt")
@@ -328,6 +340,12 @@ def paper_before(trained: Trained, name: str) -> Speaker:
 def paper_late(trained: Trained, name: str) -> Speaker:
     """The same, the prompt after the context."""
     return trained.bank(name, recipe="paper", placement="late")
+
+
+@row("SPT, at the input alone")
+def shallow(trained: Trained, name: str) -> Speaker:
+    """Selective prompt tuning by our default recipe, its prompts at the LM's input alone."""
+    return trained.bank(name, deep=False)
 
 
 @row("SPT, before")

@@ -18,7 +18,7 @@ from personae.evaluation.talk_plan import TalkPlan, compared, who
 from personae.evaluation.written import markdown_table
 from personae.lm.encoder import SentenceEncoder
 
-REFERENCES = ("persona as text", "prompt tuning, n tokens", "prompt tuning, K x n tokens")
+REFERENCES = ("persona as text", "prompt tuning, K x n tokens", "deep prompt, K x n tokens")
 """Rows to which every other one is compared, reply by reply."""
 
 COLLAPSED = 1.1  # fewer effective prompts are one

@@ -221,11 +221,16 @@ class FrozenLM:
         return shared_context.encode(self.model, ids, pad=self.tokenizer.pad_token_id or 0)
 
     def extend(
-        self, context: Context, x: Tensor, offset: Tensor | None = None, visible: Tensor | None = None
+        self,
+        context: Context,
+        x: Tensor,
+        offset: Tensor | None = None,
+        visible: Tensor | None = None,
+        deeper: Tensor | None = None,
     ) -> Tensor:
         """Hidden states (C, N, M, H) of N continuations of each context, by the engine or, if need be, row by row."""
         run = shared_context.continue_shared if self.shared else shared_context.continue_plain
-        return run(self.model, context, x, offset, visible)
+        return run(self.model, context, x, offset, visible, deeper)
 
     def logits(self, hidden: Tensor, ids: Tensor | None = None) -> Tensor:
         """Next-token logits (..., V) in float32, or (..., len(ids)) from those rows of the output matrix only."""

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from personae.lm import deep
 from personae.lm.frozen import FrozenLM
 from personae.lm.prompts import Prompt
 from personae.lm.reading import KeyValues, prefix_cache
@@ -29,7 +30,8 @@ def stream(
 
     Parameters
     ----------
-    virtual : Tensor (R, T, H), or for placement ``prefix`` keys and values (R, Hkv, T, D) a layer, or None
+    virtual : Tensor (R, T, H), or deep ones (R, T, L*H), or for placement ``prefix`` keys and values (R, Hkv, T, D) a
+        layer, or None
     temperature : float
         0 is greedy; else tokens are drawn from the softmax at this temperature.
     top_p : float in (0, 1]
@@ -67,8 +69,11 @@ def _decode(
     generators: Sequence[torch.Generator],
     mixed: Tensor | None,
 ) -> Generator[list[str], None, list[bool]]:
-    rows = [_row(lm, p, virtual[i] if isinstance(virtual, Tensor) else None) for i, p in enumerate(prompts)]
+    embedded, deeper = deep.split(virtual, lm.hidden_size) if isinstance(virtual, Tensor) else (None, None)
+    rows = [_row(lm, p, None if embedded is None else embedded[i]) for i, p in enumerate(prompts)]
     longest = max(len(r) for r in rows)
+    starts = torch.tensor([longest - len(r) + len(p.before) for r, p in zip(rows, prompts, strict=True)])
+    corrections = deep.of_rows(deeper, starts)
     x = torch.stack([torch.nn.functional.pad(r, (0, 0, longest - len(r), 0)) for r in rows])  # left-padded
     mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=lm.device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
@@ -83,10 +88,11 @@ def _decode(
     weights = None if mixed is None else mixed.float().cpu()
     inputs: dict[str, Tensor] = {"inputs_embeds": x}
     for _ in range(max_new_tokens):
-        out = lm.model.base_model(
-            **inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-        )
-        cache = out.past_key_values
+        with deep.corrected(lm.model, corrections):
+            out = lm.model.base_model(
+                **inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
+            )
+        cache, corrections = out.past_key_values, None
         logits = lm.logits(out.last_hidden_state[:, -1]).cpu()  # (R, V)
         if weights is not None:
             each = logits.log_softmax(-1).view(*weights.shape, -1)  # (voices, N, V)

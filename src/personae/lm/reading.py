@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache
 
+from personae.lm import deep
 from personae.lm.frozen import FrozenLM
 from personae.lm.prompts import Prompt, answer_ids, letter_ids
 from personae.lm.shared_context import Context, as_cache
@@ -146,7 +147,8 @@ def read(
 
     Parameters
     ----------
-    virtual : Tensor (C, N, T, H), or for placement ``prefix`` a list, one a layer, of keys and values (C*N, Hkv, T, D)
+    virtual : Tensor (C, N, T, H), or deep ones (C, N, T, L*H) (see `personae.lm.deep`), or for placement ``prefix`` a
+        list, one a layer, of keys and values (C*N, Hkv, T, D)
     branches : for each prompt its texts as token ids, optional
         Each text's tokens but the last are run; see `text_log_probs`.
     """
@@ -160,18 +162,19 @@ def read(
 
     after = [lm.embed([*p.after, *t.tokens]) for p, t in zip(prepared.prompts, trees, strict=True)]
     tail = torch.stack([torch.nn.functional.pad(e, (0, 0, 0, m - own - len(e))) for e in after])  # (C, M - T, H)
-    x = tail[:, None].expand(c, n, -1, -1)
+    x, deeper = tail[:, None].expand(c, n, -1, -1), None
     if isinstance(virtual, Tensor):
-        x = torch.cat([virtual.to(lm.dtype), x], 2)
+        embedded, deeper = deep.split(virtual, lm.hidden_size)
+        x = torch.cat([embedded.to(lm.dtype), x], 2)
 
     # One path per row is plain causal order, which the LM's own fused attention does best.
     branching = any(len(t.branches) > 1 for t in trees)
     if prepared.context is not None or branching:
         visible = torch.stack([t.visible(m) for t in trees]).to(lm.device) if branching else None
         offset = torch.stack([t.offset(m) for t in trees]).to(lm.device) if branching else None
-        hidden = _extend(lm, prepared, prefix, x, offset, visible)
+        hidden = _extend(lm, prepared, prefix, x, offset, visible, deeper)
     else:
-        hidden = _rows(lm, prefix, x)
+        hidden = _rows(lm, prefix, x, deeper)
     each = torch.arange(c, device=lm.device)
     ends = torch.tensor([t.trunk - 1 for t in trees], device=lm.device)
     trunk = hidden[each, :, ends]  # (C, N, H)
@@ -190,10 +193,11 @@ def _extend(
     x: Tensor,
     offset: Tensor | None,
     visible: Tensor | None,
+    deeper: Tensor | None,
 ) -> Tensor:
     c, n, m, h = x.shape
     if prepared.context is not None:
-        return lm.extend(prepared.context, x, offset, visible)
+        return lm.extend(prepared.context, x, offset, visible, deeper)
     # No shared part: every row is a context of its own, empty or holding its learned key/values.
     if prefix is None:
         prefix = lm.placed([(x.new_zeros(c * n, heads, 0, size),) * 2 for heads, size in lm.key_shapes])
@@ -205,13 +209,17 @@ def _extend(
     def per_row(t: Tensor | None) -> Tensor | None:
         return None if t is None else t.repeat_interleave(n, 0)
 
-    return lm.extend(alone, x.reshape(c * n, 1, m, h), per_row(offset), per_row(visible)).view(c, n, m, h)
+    own = None if deeper is None else deeper.flatten(0, 1)[:, None]
+    return lm.extend(alone, x.reshape(c * n, 1, m, h), per_row(offset), per_row(visible), own).view(c, n, m, h)
 
 
-def _rows(lm: FrozenLM, prefix: KeyValues | None, x: Tensor) -> Tensor:
+def _rows(lm: FrozenLM, prefix: KeyValues | None, x: Tensor, deeper: Tensor | None) -> Tensor:
     c, n, m, h = x.shape
     cache = None if prefix is None else prefix_cache(prefix, lm.dtype)
-    out = lm.model.base_model(inputs_embeds=x.reshape(c * n, m, h), past_key_values=cache, use_cache=cache is not None)
+    with deep.corrected(lm.model, deep.of_rows(None if deeper is None else deeper.flatten(0, 1))):
+        out = lm.model.base_model(
+            inputs_embeds=x.reshape(c * n, m, h), past_key_values=cache, use_cache=cache is not None
+        )
     return out.last_hidden_state.view(c, n, m, h)
 
 

@@ -26,6 +26,8 @@ from transformers import DynamicCache, PreTrainedModel
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from personae.lm import deep
+
 ATTENTION = "personae_shared_context"
 _FUSED_KEYS = 2048  # own keys of all continuations of a context up to which the fused kernel is used on a GPU
 _OTHER_TERMS = ("softcap", "position_bias", "s_aux")  # of attention scores; SDPA knows some, this file none
@@ -117,7 +119,12 @@ def in_one_block(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def continue_shared(
-    model: PreTrainedModel, context: Context, x: Tensor, offset: Tensor | None = None, visible: Tensor | None = None
+    model: PreTrainedModel,
+    context: Context,
+    x: Tensor,
+    offset: Tensor | None = None,
+    visible: Tensor | None = None,
+    deeper: Tensor | None = None,
 ) -> Tensor:
     """Hidden states of N continuations of each context.
 
@@ -130,6 +137,8 @@ def continue_shared(
     visible : Tensor (C, M, M) of bool, optional
         Which own token (column) each own token (row) sees; causal by default. With ``offset`` it lets several
         branches (the options of a question) share one trunk (the virtual tokens).
+    deeper : Tensor (C, N, T, (L - 1) * H), optional
+        Corrections of the first T tokens of each continuation (see `personae.lm.deep`).
 
     Returns
     -------
@@ -141,7 +150,8 @@ def continue_shared(
     position = context.lengths[:, None] + offset  # (C, M)
     if visible is None:
         visible = torch.ones(m, m, dtype=torch.bool, device=x.device).tril().expand(c, m, m)
-    with attending(_Shared(context, position, visible)):
+    corrections = deep.of_rows(None if deeper is None else deeper.flatten(0, 1))
+    with attending(_Shared(context, position, visible)), deep.corrected(model, corrections):
         out = model.base_model(
             inputs_embeds=x.reshape(c * n, m, h),
             position_ids=position.repeat_interleave(n, 0),
@@ -151,7 +161,12 @@ def continue_shared(
 
 
 def continue_plain(
-    model: PreTrainedModel, context: Context, x: Tensor, offset: Tensor | None = None, visible: Tensor | None = None
+    model: PreTrainedModel,
+    context: Context,
+    x: Tensor,
+    offset: Tensor | None = None,
+    visible: Tensor | None = None,
+    deeper: Tensor | None = None,
 ) -> Tensor:
     """The same as `continue_shared` by running every row [context + continuation] in full.
 
@@ -172,7 +187,8 @@ def continue_plain(
                     [k[c, :, :length].expand(len(row), -1, -1, -1) for k in context.keys],
                     [v[c, :, :length].expand(len(row), -1, -1, -1) for v in context.values],
                 )
-            out = model.base_model(inputs_embeds=full, past_key_values=cache, use_cache=cache is not None)
+            with deep.corrected(model, deep.of_rows(None if deeper is None else deeper[c], start=len(head))):
+                out = model.base_model(inputs_embeds=full, past_key_values=cache, use_cache=cache is not None)
             row = row.index_copy(1, path, out.last_hidden_state[:, len(head) :])
         rows.append(row)
     return torch.stack(rows)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from personae.lm import deep
 from personae.lm.frozen import FrozenLM
 from personae.lm.prompts import Prompt
 from personae.lm.reading import KeyValues, prefix_cache
@@ -33,7 +34,7 @@ class Start:
     Parameters
     ----------
     prompt : Prompt
-    virtual : Tensor (T, H), keys and values (Hkv, T, D) a layer for placement ``prefix``, or None
+    virtual : Tensor (T, H), deep ones (T, L*H), keys and values (Hkv, T, D) a layer for placement ``prefix``, or None
     """
 
     prompt: Prompt
@@ -153,7 +154,8 @@ class Slots(Generic[R]):
             spans = [span for span in spans if span.rows]
             order = [places[row] for span in spans for row in span.rows]
             x = torch.stack([torch.nn.functional.pad(rests[i], (0, 0, 0, longest - len(rests[i]))) for i in order])
-            hidden[order] = self._pass(spans, x, [len(rests[i]) for i in order])
+            corrections = _corrections([starts[i].virtual for i in order], self._lm.hidden_size)
+            hidden[order] = self._pass(spans, x, [len(rests[i]) for i in order], corrections)
         return hidden
 
     def _contexts(self, texts: set[tuple[int, ...]]) -> dict[tuple[int, ...], KeyValues]:
@@ -174,7 +176,10 @@ class Slots(Generic[R]):
         if start.virtual is None:
             return self._lm.embed(start.prompt.text_ids)
         after = self._lm.embed(start.prompt.after)
-        return torch.cat([start.virtual.to(after.dtype), after]) if isinstance(start.virtual, Tensor) else after
+        if not isinstance(start.virtual, Tensor):
+            return after
+        embedded, _ = deep.split(start.virtual, self._lm.hidden_size)
+        return torch.cat([embedded.to(after.dtype), after])
 
     def _put(self, row: R, length: int, kept: KeyValues | None) -> None:
         """Place a row on the shelf for that many tokens, with the keys and values it has."""
@@ -183,14 +188,16 @@ class Slots(Generic[R]):
             self._shelves[capacity] = _Shelf(self._lm, capacity)
         self._shelves[capacity].add(row, kept)
 
-    def _pass(self, spans: list[_Span[R]], x: Tensor, counts: list[int]) -> Tensor:
+    def _pass(
+        self, spans: list[_Span[R]], x: Tensor, counts: list[int], corrections: deep.Corrections | None = None
+    ) -> Tensor:
         """Append right-padded input embeddings (R, M, H) to the rows of the spans; hidden states (R, H) of the last."""
         rows = [row for span in spans for row in span.rows]
         begin = torch.tensor([row.length for row in rows], device=x.device)
         position = begin[:, None] + torch.arange(x.shape[1], device=x.device)  # (R, M)
         for span, own in zip(spans, position.split([len(span.rows) for span in spans]), strict=True):
             span.prepare(own)
-        with attending(_Attention(spans)):
+        with attending(_Attention(spans)), deep.corrected(self._lm.model, corrections):
             out = self._lm.model.base_model(inputs_embeds=x, position_ids=position, use_cache=False).last_hidden_state
         for row, count in zip(rows, counts, strict=True):
             row.length += count
@@ -316,6 +323,17 @@ def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
     yield some
 
 
+def _corrections(virtual: Sequence[Tensor | KeyValues | None], hidden_size: int) -> deep.Corrections | None:
+    """Those of rows that begin with their virtual tokens, as far as these are deep."""
+    parts = [(row, deep.split(own, hidden_size)[1]) for row, own in enumerate(virtual) if isinstance(own, Tensor)]
+    found = [(row, deeper) for row, deeper in parts if deeper is not None]
+    if not found:
+        return None
+    rows = torch.cat([torch.full((len(deeper),), row) for row, deeper in found])
+    places = torch.cat([torch.arange(len(deeper)) for _, deeper in found])
+    return deep.Corrections(torch.cat([deeper for _, deeper in found]), rows, places)
+
+
 class OneByOne(Generic[R]):
     """`Rows` of an LM that does not let its attention be stood in for: a pass a row, slower and equal."""
 
@@ -327,13 +345,15 @@ class OneByOne(Generic[R]):
         hidden = []
         for row, (prompt, virtual) in zip(newcomers, ((s.prompt, s.virtual) for s in starts), strict=True):
             row.cache = DynamicCache()
-            own = []
+            own, corrections = [], None
             if isinstance(virtual, Tensor):
-                own = [virtual.to(self._lm.dtype)]
+                embedded, deeper = deep.split(virtual[None], self._lm.hidden_size)
+                own, corrections = [embedded[0].to(self._lm.dtype)], deep.of_rows(deeper, len(prompt.before))
             elif virtual is not None:
                 row.cache = prefix_cache(self._lm.placed([(k[None], v[None]) for k, v in virtual]), self._lm.dtype)
             x = torch.cat([self._lm.embed(prompt.before), *own, self._lm.embed(prompt.after)])
-            hidden.append(self._pass(row, x))
+            with deep.corrected(self._lm.model, corrections):
+                hidden.append(self._pass(row, x))
         self.rows += newcomers
         return torch.stack(hidden)
 

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from personae.lm.deep import typical_sizes
 from personae.lm.frozen import FrozenLM
 from personae.lm.reading import KeyValues
 from personae.steering.selection import choice_log_probs, paper_scores
@@ -27,6 +28,8 @@ class PromptBank(nn.Module):
         Tokens that stand before each of them and are the same for all; T = n_shared + n_tokens are at work at a time.
     prefix : bool
         Whether the prompts are key/values before every layer in place of input embeddings.
+    deep : bool
+        Whether their tokens are corrected before every layer (see `personae.lm.deep`).
     n_context, n_person : int
         Sizes of a context's representation and of a person vector; without either there is no shift by it.
     learned_start : bool
@@ -44,7 +47,7 @@ class PromptBank(nn.Module):
     The start is text of the LM's vocabulary. Learned, it holds what all replies have in common: K prompts that each
     learn it from the replies they are responsible for are slower than a single prompt. The numbers, of a prompt's own
     tokens, then start near zero and hold what sets the prompts apart; where the start is not learned they start apart.
-    W starts at zero.
+    W starts at zero. Deep tokens have L x H numbers in place of H; only the first H are shifted.
     """
 
     def __init__(
@@ -54,6 +57,7 @@ class PromptBank(nn.Module):
         n_tokens: int,
         n_shared: int = 0,
         prefix: bool = False,
+        deep: bool = False,
         n_context: int = 0,
         n_person: int = 0,
         learned_start: bool = True,
@@ -73,15 +77,21 @@ class PromptBank(nn.Module):
             start = lm.embed(ids).float()
             scale = torch.full((lm.hidden_size,), 3 * lm.embedding_scale)
         self.start = nn.Parameter(start.cpu(), requires_grad=learned_start)  # (T, W)
+        width_in, self.deeper = start.shape[1], None
+        if deep:  # corrections, in units of the hidden states that they are added to, start at zero
+            sizes = typical_sizes(lm.model, ids).repeat_interleave(lm.hidden_size)
+            scale = torch.cat([scale, sizes.to(scale)])
+            self.deeper = nn.Parameter(torch.zeros(len(ids), len(sizes)), requires_grad=learned_start)
         self.scale: Tensor
         self.register_buffer("scale", scale.cpu())  # (W,)
         apart = 0.0 if n_prompts == 1 else _APART if learned_start else _OWN_APART
-        self.numbers = nn.Parameter(apart * torch.randn(n_prompts, n_tokens, start.shape[1]))
-        self.recurrent = _Recurrent(start.shape[1]) if reparametrise else None
+        numbers = apart * torch.randn(n_prompts, n_tokens, width_in)
+        self.numbers = nn.Parameter(F.pad(numbers, (0, len(scale) - width_in)))
+        self.recurrent = _Recurrent(width_in) if reparametrise else None
         self.context = nn.Linear(n_context, width, bias=False) if n_context else None
         self.person = nn.Linear(n_person, 2 * width) if n_person else None
         used = width * (bool(n_context) + bool(n_person))
-        self.out = nn.Linear(used, start.numel(), bias=False) if used else None
+        self.out = nn.Linear(used, len(start) * width_in, bias=False) if used else None
         if self.out is not None:
             nn.init.zeros_(self.out.weight)
 
@@ -91,7 +101,10 @@ class PromptBank(nn.Module):
     def prompts(self) -> Tensor:
         """The prompts (K, T, W) that everybody shares, before any shift."""
         numbers = self.numbers if self.recurrent is None else self.recurrent(self.numbers)
-        return self.start + self.scale * F.pad(numbers, (0, 0, self.n_shared, 0))
+        start: Tensor = self.start
+        if self.deeper is not None:
+            start = torch.cat([start, self.scale[start.shape[1] :] * self.deeper], 1)
+        return start + self.scale * F.pad(numbers, (0, 0, self.n_shared, 0))
 
     def forward(self, h: Tensor, z: Tensor | None, chosen: Tensor | None = None) -> Tensor | KeyValues:
         """Virtual tokens for B contexts.
@@ -105,13 +118,13 @@ class PromptBank(nn.Module):
 
         Returns
         -------
-        Tensor (B, N, T, H), or with ``prefix`` key/values (B*N, Hkv, T, D) a layer
+        Tensor (B, N, T, H), of deep prompts (B, N, T, L*H), or with ``prefix`` key/values (B*N, Hkv, T, D) a layer
         """
         prompts = self.prompts()
         rows = prompts.expand(len(h), -1, -1, -1) if chosen is None else prompts[chosen]  # (B, N, T, W)
         if self.out is not None:
-            shift = self.out(self._features(h, z)).view(len(h), 1, *self.start.shape)
-            rows = rows + self.scale * shift
+            shift = self.out(self._features(h, z)).view(len(h), 1, len(self.start), -1)
+            rows = rows + self.scale * F.pad(shift, (0, rows.shape[-1] - shift.shape[-1]))
         return self._key_values(rows) if self.prefix else rows
 
     def _features(self, h: Tensor, z: Tensor | None) -> Tensor:

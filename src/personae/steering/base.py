@@ -36,7 +36,8 @@ class ChatRows(NamedTuple):
     Attributes
     ----------
     prompts : list of R Prompt
-    virtual : Tensor (R, T, H), keys and values (R, Hkv, T, D) a layer for placement ``prefix``, or None
+    virtual : Tensor (R, T, H), deep ones (R, T, L*H), keys and values (R, Hkv, T, D) a layer for placement ``prefix``,
+        or None
     mixed : Tensor (R / N, N), optional
         Where every N rows are one voice, the log of their weights.
     """

@@ -114,7 +114,7 @@ class RepliesTask:
         """The prompts' own numbers learn fast, what chooses slower, what shifts all of them at once slowest."""
         bank, retriever = self.network.bank, self.network.retriever
         parts = [
-            ([bank.start, bank.numbers], 2e-2),
+            ([bank.start, bank.numbers, *([] if bank.deeper is None else [bank.deeper])], 2e-2),
             ([*retriever.parameters(), *_parameters(bank.recurrent)], 1e-3),
             ([*_parameters(bank.context), *_parameters(bank.person), *_parameters(bank.out)], 2e-4),
         ]

@@ -53,6 +53,10 @@ class Selective(Steerer):
         the paper's recipe.
     placement : {"late", "prefix", "before", "system"}, optional
         ``"late"``, or ``"before"`` for the paper's recipe. With ``late`` a context is computed once for all K prompts.
+    deep : bool, optional
+        Whether virtual tokens are corrected before every layer of the LM, not set at its input alone: many more
+        numbers, which learn much faster. True, but for the paper's recipe, placement ``prefix`` and ``reparametrise``,
+        with which it does not go.
     encoder : {"lm", "embeddings"}, optional
         What the retriever reads of a context: the LM's last and mean hidden state, or the mean word embedding as in the
         paper.
@@ -113,6 +117,7 @@ class Selective(Steerer):
         n_tokens: int = 8,
         shared: float | None = None,
         placement: Placement | None = None,
+        deep: bool | None = None,
         encoder: Literal["lm", "embeddings"] | None = None,
         choice: Literal["learned", "random", "uniform"] = "learned",
         shift: bool = True,
@@ -129,6 +134,7 @@ class Selective(Steerer):
         self.n_tokens = n_tokens
         self.shared = shared
         self.placement = placement
+        self.deep = deep
         self.encoder = encoder
         self.choice = choice
         self.shift = shift
@@ -220,6 +226,13 @@ class Selective(Steerer):
                 "the paper's retriever compares prompts with word embeddings; it goes with encoder='embeddings', "
                 "choice='learned' and any placement but 'prefix'"
             )
+        shallow = paper or self.placement_ == "prefix" or self.reparametrise
+        self.deep_ = not shallow if self.deep is None else self.deep
+        if self.deep_ and shallow:
+            raise ValueError(
+                "deep=True corrects virtual tokens that stand in the text, ours; it does not go with recipe='paper', "
+                "placement='prefix' or reparametrise=True"
+            )
         if self.choice == "uniform" and self.selection == "hard":
             raise ValueError("an even mixture has no most probable prompt; use selection='mixture' with it")
         shared = _SHARED[self.recipe] if self.shared is None else self.shared
@@ -247,6 +260,7 @@ class Selective(Steerer):
             own,
             self.n_prompts * (self.n_tokens - own),
             self.placement_ == "prefix",
+            self.deep_,
             shift,
             0 if paper else n_person,
             learned_start=not paper,
@@ -373,6 +387,7 @@ class Selective(Steerer):
             "method": self.method,
             "parameters": {**self.get_params(deep=False), "lm": self.lm_.name},
             "placement": self.placement_,
+            "deep": self.deep_,
             "encoder": self.encoder_,
             "shared": self.shared_,
             "n_person": self.network_.n_person,
@@ -395,7 +410,8 @@ class Selective(Steerer):
         self = cls(**{**about["parameters"], **({} if lm is None else {"lm": lm})})
         self._settle()
         self.placement_, self.encoder_ = about["placement"], about["encoder"]
-        self.shared_ = about.get("shared", 0.0)  # banks of earlier versions share nothing
+        # Banks of earlier versions share nothing, and are not deep.
+        self.shared_, self.deep_ = about.get("shared", 0.0), about.get("deep", False)
         check_lm(self.lm_, about["lm"], folder)
         self.lm_fingerprint_ = self.lm_.fingerprint
         with torch.random.fork_rng(devices=[]):  # numbers that are replaced at once

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import numpy as np
 import pytest
 import torch
@@ -11,6 +13,7 @@ from personae.data.survey import Question
 from personae.lm.generation import generate
 from personae.lm.prompts import PLACEMENTS, chat_prompt, reply_ids
 from personae.lm.reading import prefix_cache
+from personae.lm.tests.by_hand import corrected_by_hand
 from personae.lm.tiny import tiny_lm
 from personae.people.persona import ANYONE, Persona
 from personae.steering.base import REGISTRY
@@ -64,11 +67,14 @@ def steerer(lm, dialogues) -> Selective:
 
 def plain_nll(lm, prompt, virtual, reply) -> float:
     """-log of a reply's probability by one pass of the whole model over one row."""
-    ids = reply_ids(lm, reply)
-    own = [virtual] if isinstance(virtual, torch.Tensor) else []
+    ids, h = reply_ids(lm, reply), lm.hidden_size
+    own, deeper = [], torch.zeros(0, h)
+    if isinstance(virtual, torch.Tensor):
+        own, deeper = [virtual[:, :h]], virtual[:, h:]
     x = torch.cat([lm.embed(prompt.before), *own, lm.embed(prompt.after), lm.embed(ids)])[None]
     cache = None if own else prefix_cache(virtual, lm.dtype)
-    with torch.no_grad():
+    by_hand = corrected_by_hand(lm, deeper, len(prompt.before)) if deeper.numel() else nullcontext()
+    with torch.no_grad(), by_hand:
         logits = lm.model(inputs_embeds=x, past_key_values=cache, use_cache=cache is not None).logits[0].float()
     log_p = logits.log_softmax(-1)[len(x[0]) - len(ids) - 1 : -1]
     return -log_p[torch.arange(len(ids)), ids].sum().item()
@@ -85,7 +91,7 @@ def of_row(virtual, row):
 def test_a_bank_has_k_times_n_tokens_of_which_some_are_common(lm, dialogues, shared, common, own):
     steerer = trained(lm, dialogues, n_tokens=4, shared=shared, shift=False)
     prompts = steerer.network_.bank.prompts().detach()
-    assert prompts.shape == (3, common + own, lm.hidden_size)
+    assert prompts.shape == (3, common + own, 2 * lm.hidden_size)  # deep ones of an LM with two layers
     assert common + 3 * own == 3 * 4
     assert (prompts[:, :common] == prompts[:1, :common]).all()
     assert not torch.isclose(prompts[0, common:], prompts[1, common:]).any(-1).all()
@@ -95,8 +101,10 @@ def test_a_bank_has_k_times_n_tokens_of_which_some_are_common(lm, dialogues, sha
 
 # what it computes ------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_nll_is_that_of_a_plain_pass_with_the_chosen_prompt(lm, dialogues, placement):
-    steerer = trained(lm, dialogues, placement=placement, steps=2)
+@pytest.mark.parametrize("deep", [None, False])
+def test_nll_is_that_of_a_plain_pass_with_the_chosen_prompt(lm, dialogues, placement, deep):
+    steerer = trained(lm, dialogues, placement=placement, deep=deep, steps=2)
+    assert steerer.deep_ == (deep is None and placement != "prefix")
     replies = ["tea please .", "my dog barks !", "a"]
     nll, tokens = steerer.nll(CHATS, replies)
     rows = steerer.rows(CHATS)
@@ -127,8 +135,10 @@ def test_a_mixture_speaks_the_likeliest_token_of_all_prompts_weighed_by_what_was
     for _ in range(5):
         each = []
         for k in range(3):
-            x = torch.cat([lm.embed(prompt.before), rows.virtual[k], lm.embed(said)])[None]
-            each.append(lm.model(inputs_embeds=x).logits[0, -1].float().log_softmax(-1))
+            own, deeper = rows.virtual[k].split(lm.hidden_size, 1)
+            x = torch.cat([lm.embed(prompt.before), own, lm.embed(said)])[None]
+            with corrected_by_hand(lm, deeper, len(prompt.before)), torch.no_grad():
+                each.append(lm.model(inputs_embeds=x).logits[0, -1].float().log_softmax(-1))
         each = torch.stack(each)
         said.append(int((log_w[:, None] + each).logsumexp(0).argmax()))
         log_w = (log_w + each[:, said[-1]]).log_softmax(0)
@@ -282,6 +292,7 @@ def test_prompt_tuning_and_p_tuning_are_banks_of_one(lm, dialogues, how):
         ({"recipe": "paper", "placement": "prefix"}, "word embeddings"),
         ({"weights": {"fusion": 1.0}}, "has no loss fusion; it has balance, contrast"),
         ({"n_prompts": 0}, "n_prompts is 0"),
+        ({"deep": True, "placement": "prefix"}, "does not go with recipe='paper', placement='prefix'"),
     ],
 )
 def test_wrong_settings_are_said_before_anything_is_trained(lm, dialogues, how, said):
@@ -295,7 +306,7 @@ def test_one_dialogue_is_too_few(lm, dialogues):
 
 
 # files -----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("how", [{}, {"recipe": "paper"}, {"reparametrise": True, "placement": "prefix"}])
+@pytest.mark.parametrize("how", [{}, {"recipe": "paper"}, {"deep": False}, {"reparametrise": True}])
 def test_what_was_saved_speaks_the_same(lm, dialogues, people, tmp_path, how):
     known = people if not how else None
     steerer = trained(lm, dialogues, known, steps=3, **how)
