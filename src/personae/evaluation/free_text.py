@@ -69,7 +69,7 @@ def stances(lm: FrozenLM, texts: Sequence[str], questions: Sequence[Question]) -
                 f'Somebody was asked: "{q.text}" They said: "{text}"' if text else ""
                 for q, text in zip(asked, said[start:], strict=False)
             ]
-            prompts = [text_prompt(lm, q.text, q.options, "late", a) for q, a in zip(asked, about, strict=True)]
+            prompts = [text_prompt(lm, q.text, q.options, "before", a) for q, a in zip(asked, about, strict=True)]
             nothing = torch.zeros(len(prompts), 1, 0, lm.hidden_size, dtype=lm.dtype, device=lm.device)
             logits = option_logits(lm, prepare(lm, prompts), nothing, [q.options for q in asked], by="text")[:, 0]
             found += [row[: len(q.options)].cpu().numpy() for row, q in zip(logits, asked, strict=True)]
@@ -90,8 +90,8 @@ def stance_agreement(fitted: Fitted, cell: Cell, n: int = 200, seed: int = 0) ->
     Returns
     -------
     list of dict
-        row, agreement with low and high (95 %, bootstrap over people), different (how many replies differ), n, and
-        ``examples``.
+        row, agreement with low and high (95 %, bootstrap over people, and over questions where these are new),
+        different (how many replies differ), n, and ``examples``.
     """
     few = np.random.default_rng(seed).permutation(np.unique(cell.pairs.question))[:_QUESTIONS]
     cell = cell[np.flatnonzero(np.isin(cell.pairs.question, few))]
@@ -113,7 +113,7 @@ def stance_agreement(fitted: Fitted, cell: Cell, n: int = 200, seed: int = 0) ->
         ("steered LM, shuffled people", steered, other),
         ("steered LM, person", steered, mine),
     ]
-    bootstrap = Bootstrap(pairs.respondents)
+    bootstrap = Bootstrap(pairs.respondents, question=pairs.question if cell.new else None)
     out = []
     told = [(name, replies(steerer, personas, questions)) for name, steerer, personas in ways]
     # What the reader makes of the true answer put in a sentence: no reply can be read better than that.
