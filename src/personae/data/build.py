@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from personae.data.account import Account, SurveyError
+from personae.data.codebook import Entry
 from personae.data.survey import Question, Survey, look_up
 from personae.data.tables import Column, Table, read_table
 
@@ -181,13 +182,13 @@ def pick_traits(columns: Sequence[str], traits: Sequence[str]) -> list[str]:
     return list(traits)
 
 
-def no_such_option(table: Table, i: int, column: str, label: str, question: Question, total: int) -> SurveyError:
+def no_such_option(table: Table, i: int, column: str, label: str, entry: Entry, total: int) -> SurveyError:
     """The error for an answer outside the options: the first place, and how many there are."""
-    near = difflib.get_close_matches(label, question.options, n=1)
+    near = difflib.get_close_matches(label, entry.question.options, n=1)
     hint = f' (did you mean "{near[0]}"?)' if near else ""
     others = f"; {total:,} cells of the file are like this" if total > 1 else ""
     return SurveyError(
-        f'{table.place(i, column)}: "{label}" is not an option of question "{question.id}"{hint}; it has: '
-        f"{' | '.join(question.options)}{others}; correct the answers or the questions table, and leave the cell empty "
-        "where there is no answer"
+        f'{table.place(i, column)}: "{label}" is not an option of question "{entry.question.id}"{hint}; it has: '
+        f"{entry.listed}{others}; correct the answers or the questions table, and leave the cell empty where there is "
+        "no answer"
     )

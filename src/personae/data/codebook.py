@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
@@ -10,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from personae.data.account import Account, SurveyError
+from personae.data.no_answer import missing_codes, says_no_answer
 from personae.data.survey import Question
 from personae.data.tables import Column, Table, read_table
 
@@ -58,15 +60,84 @@ SCALES = tuple(
 
 
 class Entry(NamedTuple):
-    """A question and the cell texts that stand for its options."""
+    """A question and the cell texts that stand for its options.
+
+    Examples
+    --------
+    >>> tea = Entry(Question("tea", "Do you like tea?", ("yes", "no")), {"yes": 0, "no": 1, "1": 0, "2": 1})
+    >>> [tea.meaning(cell) for cell in ("no", "2", "2.0", "YES", "Refused", "99", "often")]
+    [1, 1, 1, 0, -1, -1, -2]
+    >>> tea.listed
+    'yes | no (codes 1 | 2)'
+    """
 
     question: Question
-    accepted: dict[str, int]  # cell text -> option index
+    accepted: dict[str, int]  # cell text -> option index; -1: no answer
+
+    @property
+    def listed(self) -> str:
+        """The options and their codes, for a message."""
+        codes = " | ".join(text for text in self.accepted if text not in self.question.options)
+        return " | ".join(self.question.options) + (f" (codes {codes})" if codes else "")
+
+    def meaning(self, cell: str) -> int:
+        """Option index of a cell in any spelling that is clear, -1 for no answer, -2 for what is no option."""
+        if cell in self.accepted:
+            return self.accepted[cell]
+        if len(same := {k for text, k in self.accepted.items() if _spelling(text) == _spelling(cell)}) == 1:
+            return same.pop()
+        return -1 if cell in _no_answers([*self.accepted, cell]) else -2
+
+    def widened(self, counts: Mapping[str, int], account: Account) -> Entry:
+        """The same question, which takes every cell (text -> how many) whose meaning is clear; the account says so."""
+        found = {cell: self.meaning(cell) for cell in counts if cell not in self.accepted}
+        for cell, k in found.items():
+            n, is_number = counts[cell], math.isfinite(_number(cell))
+            place = f"{self.question.id} ({n:,})"
+            if k >= 0 and is_number:
+                account.add("number written otherwise than in the options or codes", n, where=place)
+            elif k >= 0:
+                reason = f'answer spelled otherwise, taken as "{self.question.options[k]}"'
+                account.add(reason, n, name=f'{self.question.id} "{cell}" ({n:,})')
+            elif k == -1:
+                apart = f"number apart from the scale read as missing, {cell} (list it in a questions table to keep it)"
+                account.add(apart if is_number else f'label read as missing, "{cell}"', n, name=place)
+        return Entry(self.question, {**self.accepted, **{cell: k for cell, k in found.items() if k > -2}})
 
     def option_codes(self, column: Column) -> np.ndarray:
-        """Option index of each cell, shape (n_rows,): -1 where the cell is empty, -2 where it is no option."""
+        """Option index of each cell, shape (n_rows,): -1 where there is no answer, -2 where it is no option."""
         code = [self.accepted.get(label, -2) for label in column.labels]
         return np.array([*code, -1], dtype=np.int16)[column.codes]
+
+
+def _spelling(label: str) -> str:
+    """What all spellings of a label have in common: numbers their value, text its letters."""
+    number = _number(label)
+    return repr(number) if math.isfinite(number) else " ".join(label.casefold().split())
+
+
+def _no_answers(labels: Iterable[str]) -> set[str]:
+    """Labels of a question that stand for the absence of an answer."""
+    number = {label: _number(label) for label in labels}
+    codes = missing_codes(n for n in number.values() if math.isfinite(n))
+    return {label for label, n in number.items() if n in codes or says_no_answer(label)}
+
+
+def as_options(counts: Mapping[str, int]) -> tuple[dict[str, int], list[str]]:
+    """Labels that may be options with their counts, each in its commonest spelling, and those that are no answers.
+
+    Examples
+    --------
+    >>> as_options({"yes": 3, "Yes": 5, "NA": 2, "no": 4})
+    ({'Yes': 8, 'no': 4}, ['NA'])
+    """
+    left_out = _no_answers(counts)
+    spellings: dict[str, list[str]] = {}
+    for label in counts:
+        if label not in left_out:
+            spellings.setdefault(_spelling(label), []).append(label)
+    kept = {max(same, key=lambda s: counts[s]): sum(counts[s] for s in same) for same in spellings.values()}
+    return kept, [label for label in counts if label in left_out]
 
 
 def read_questions(path: str | Path, account: Account) -> dict[str, Entry]:
@@ -94,10 +165,11 @@ def read_questions(path: str | Path, account: Account) -> dict[str, Entry]:
     table = read_table(path, account)
     known = ("question", "text", "options", "title", "topic", "codes")
     for name in table.columns:
-        if name not in (*known, "remark"):  # the draft of a questions table carries remarks
+        if name.casefold() not in (*known, "remark"):  # the draft of a questions table carries remarks
             account.add("column of the questions table that is not read", name=name)
     cells = {name: table.column(name).texts() for name in known[:3]}
-    cells |= {name: table.columns[name].texts() for name in known[3:] if name in table.columns}
+    others = {name.casefold() for name in table.columns} & set(known[3:])
+    cells |= {name: table.column(name).texts() for name in others}
     entries: dict[str, Entry] = {}
     for i in range(table.n_rows):
         row = {name: column[i] for name, column in cells.items()}
@@ -189,8 +261,8 @@ def unfit(labels: list[str], n_answers: int) -> str | None:
     return None
 
 
-def infer_questions(path: Path, observed: dict[str, tuple[list[str], int]], account: Account) -> dict[str, Entry]:
-    """Questions from the answers alone: name -> (different labels, number of answers).
+def infer_questions(path: Path, observed: Mapping[str, Mapping[str, int]], account: Account) -> dict[str, Entry]:
+    """Questions from the answers alone: name -> label -> how often it was given.
 
     Raises
     ------
@@ -199,9 +271,12 @@ def infer_questions(path: Path, observed: dict[str, tuple[list[str], int]], acco
     """
     entries: dict[str, Entry] = {}
     unknown: list[str] = []
-    for name, (labels, n_answers) in observed.items():
-        if reason := unfit(labels, n_answers):
-            account.add(f"skipped, not taken as a question: {reason}", name=name)
+    for name, counts in observed.items():
+        given, left_out = as_options(counts)
+        labels = list(given)
+        if reason := unfit(labels, sum(given.values())):
+            place = f"{name} (besides {', '.join(left_out)})" if left_out else name
+            account.add(f"skipped, not taken as a question: {reason}", name=place)
         elif (found := order_of(labels)) is None:
             unknown.append(name)
         else:

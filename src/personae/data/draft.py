@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 
 from personae.data.account import Account, SurveyError
 from personae.data.build import respondent_column
-from personae.data.codebook import order_of, unfit
-from personae.data.long import LONG_COLUMNS, answer_pairs, labels_by_question
+from personae.data.codebook import as_options, order_of, unfit
+from personae.data.long import is_long, long_answers
 from personae.data.tables import read_table
 
 
@@ -35,6 +34,11 @@ def draft_questions(path: str | Path, account: Account | None = None) -> pd.Data
     SurveyError
         The file cannot be read, or a label holds the ``|`` that stands between options.
 
+    Notes
+    -----
+    Labels such as "Refused", and 99 on a scale from 1 to 5, are no options; the remark names them. Whoever lists them
+    among the options makes them options.
+
     Examples
     --------
     >>> import pathlib, tempfile
@@ -46,24 +50,16 @@ def draft_questions(path: str | Path, account: Account | None = None) -> pd.Data
     """
     account = account or Account(str(path), "draft")
     table = read_table(path, account)
-    if set(LONG_COLUMNS) <= set(table.columns):
-        rows = np.flatnonzero(table.columns["answer"].codes >= 0)
-        _, asked, given = answer_pairs(table, rows)
-        counts = np.bincount(table.columns["question"].codes[rows])
-        observed = {
-            name: (labels, int(n))
-            for (name, labels), n in zip(labels_by_question(table, asked, given).items(), counts, strict=True)
-        }
+    if is_long(table.columns):
+        observed = long_answers(table, account).counts
     else:
         id_name = respondent_column(table, account)
-        observed = {
-            name: (column.labels, int((column.codes >= 0).sum()))
-            for name, column in table.columns.items()
-            if name != id_name
-        }
+        observed = {name: column.counts() for name, column in table.columns.items() if name != id_name}
     lines = []
-    for name, (labels, n_answers) in observed.items():
-        if reason := unfit(labels, n_answers):
+    for name, counts in observed.items():
+        given, left_out = as_options(counts)
+        labels = list(given)
+        if reason := unfit(labels, sum(given.values())):
             account.add(f"skipped, not taken as a question: {reason}", name=name)
             continue
         for label in labels:
@@ -76,5 +72,7 @@ def draft_questions(path: str | Path, account: Account | None = None) -> pd.Data
         remark = (
             f"options are {how}; write the wording" if found else "CHECK the order of the options, write the wording"
         )
+        if left_out:
+            remark += f"; no answers: {', '.join(left_out)}"
         lines.append((name, "", "", name, "|".join(options), remark))
     return pd.DataFrame(lines, columns=["question", "title", "topic", "text", "options", "remark"])

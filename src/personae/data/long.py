@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -22,7 +24,8 @@ def read_long(path: str | Path, questions: str | Path | None = None, respondents
     Parameters
     ----------
     path : str or Path
-        One row an answer, with the columns ``respondent``, ``question`` and ``answer`` (an option label as text).
+        One row an answer, with the columns ``respondent``, ``question`` and ``answer`` (an option label as text), named
+        in any case.
     questions, respondents : str or Path, optional
         As for `read_wide`.
 
@@ -41,52 +44,42 @@ def read_long(path: str | Path, questions: str | Path | None = None, respondents
     """
     account = Account(str(path), "long")
     table = read_table(path, account)
+    names = [table.name_of(name) for name in LONG_COLUMNS]
     for name in table.columns:
-        if name not in LONG_COLUMNS:
+        if name not in names:
             account.add("column of a long file that is not read", name=name)
-    who, what, answer = (table.column(name) for name in LONG_COLUMNS)
-    for name, column in zip(LONG_COLUMNS[:2], (who, what), strict=True):
-        empty = np.flatnonzero(column.codes < 0)
-        if len(empty):
-            raise SurveyError(
-                f"{table.place(int(empty[0]), name)} is empty; every row needs a respondent and a question"
-            )
-    rows = np.flatnonzero(answer.codes >= 0)
-    account.add("row without an answer", table.n_rows - len(rows))
-
-    pair_of_row, asked, given = answer_pairs(table, rows)
-    labels_of = labels_by_question(table, asked, given)
+    who, what, answer = (table.columns[name] for name in names)
+    given = long_answers(table, account)
     if questions is None:
-        n_answers = np.bincount(what.codes[rows], minlength=len(what.labels))
-        observed = {name: (labels_of[name], int(n)) for name, n in zip(what.labels, n_answers, strict=True)}
-        entries = infer_questions(table.path, observed, account)
+        entries = infer_questions(table.path, given.counts, account)
     else:
         entries = read_questions(questions, account)
-        for name, labels in labels_of.items():
+        for name, counts in given.counts.items():
             if name not in entries:
                 account.add(
-                    "question that is not in the questions table, skipped", name=f"{name} ({len(labels)} labels)"
+                    "question that is not in the questions table, skipped", name=f"{name} ({len(counts)} labels)"
                 )
-        if not any(name in entries for name in labels_of):
+        if not any(name in entries for name in given.counts):
             raise SurveyError(
                 f"no question of {table.path.name} ({', '.join(what.labels[:5])}, ...) is in {Path(questions).name}"
             )
+    understood = {name: e.widened(given.counts.get(name, {}), account) for name, e in entries.items()}
     column_of = {name: j for j, name in enumerate(entries)}
-    item_of_pair = np.array([column_of.get(what.labels[j], -1) for j in asked], dtype=np.int32)
+    item_of_pair = np.array([column_of.get(what.labels[j], -1) for j in given.question], dtype=np.int32)
     option_of_pair = np.array(
         [
-            entries[what.labels[j]].accepted.get(answer.labels[k], -2) if what.labels[j] in entries else -1
-            for j, k in zip(asked, given, strict=True)
+            understood[what.labels[j]].accepted.get(answer.labels[k], -2) if what.labels[j] in entries else -1
+            for j, k in zip(given.question, given.answer, strict=True)
         ],
         dtype=np.int16,
     )
-    item, option = item_of_pair[pair_of_row], option_of_pair[pair_of_row]
+    rows, item, option = given.rows, item_of_pair[given.pair], option_of_pair[given.pair]
     if (wrong := np.flatnonzero(option == -2)).size:
         i = int(rows[wrong[0]])
         name, label = what.labels[what.codes[i]], answer.labels[answer.codes[i]]
-        raise no_such_option(table, i, "answer", label, entries[name].question, len(wrong))
+        raise no_such_option(table, i, names[2], label, entries[name], len(wrong))
+    account.add("answer to a question that was skipped", int((item < 0).sum()))
     known = option >= 0
-    account.add("answer to a question that was skipped", int((~known).sum()))
     rows, item, option = rows[known], item[known], option[known]
     person = who.codes[rows]
     order = _by_cell(table, person, item, rows, len(entries))
@@ -95,24 +88,40 @@ def read_long(path: str | Path, questions: str | Path | None = None, respondents
     return build_survey(account, questions_list, who.labels, person[order], item[order], option[order], traits)
 
 
-def answer_pairs(table: Table, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Millions of rows hold few different (question, answer) pairs, so everything else looks at pairs.
+def is_long(columns: Iterable[str]) -> bool:
+    """Whether these are the columns of a long table, in any case."""
+    return {name.casefold() for name in columns} >= set(LONG_COLUMNS)
 
-    Returns the pair of each of the ``rows``, and the question code and the answer code of each pair.
-    """
-    _, what, answer = (table.column(name) for name in LONG_COLUMNS)
+
+class LongAnswers(NamedTuple):
+    """Millions of rows hold few different (question, answer) pairs, so everything else looks at pairs."""
+
+    rows: np.ndarray  # (n,) rows that hold an answer
+    pair: np.ndarray  # (n,) the pair of each
+    question: np.ndarray  # (n_pairs,) codes of its column
+    answer: np.ndarray  # (n_pairs,)
+    counts: dict[str, dict[str, int]]  # question -> answer -> how often
+
+
+def long_answers(table: Table, account: Account) -> LongAnswers:
+    """The answers of a long table; raises ``SurveyError`` with the row of a missing respondent or question."""
+    names = [table.name_of(name) for name in LONG_COLUMNS]
+    who, what, answer = (table.columns[name] for name in names)
+    for name, column in zip(names, (who, what), strict=False):
+        empty = np.flatnonzero(column.codes < 0)
+        if len(empty):
+            raise SurveyError(
+                f"{table.place(int(empty[0]), name)} is empty; every row needs a respondent and a question"
+            )
+    rows = np.flatnonzero(answer.codes >= 0)
+    account.add("row without an answer", table.n_rows - len(rows))
     n_labels = max(1, len(answer.labels))
-    pair_of_row, pairs = pd.factorize(what.codes[rows].astype(np.int64) * n_labels + answer.codes[rows])
-    return pair_of_row, *np.divmod(pairs, n_labels)
-
-
-def labels_by_question(table: Table, asked: np.ndarray, given: np.ndarray) -> dict[str, list[str]]:
-    """The different answers to each question, in the order in which they first occur."""
-    _, what, answer = (table.column(name) for name in LONG_COLUMNS)
-    labels_of: dict[str, list[str]] = {name: [] for name in what.labels}
-    for j, k in zip(asked, given, strict=True):
-        labels_of[what.labels[j]].append(answer.labels[k])
-    return labels_of
+    pair, pairs = pd.factorize(what.codes[rows].astype(np.int64) * n_labels + answer.codes[rows])
+    asked, given = np.divmod(pairs, n_labels)
+    counts: dict[str, dict[str, int]] = {name: {} for name in what.labels}
+    for j, k, n in zip(asked, given, np.bincount(pair, minlength=len(pairs)).tolist(), strict=True):
+        counts[what.labels[j]][answer.labels[k]] = n
+    return LongAnswers(rows, pair, asked, given, counts)
 
 
 def _by_cell(table: Table, person: np.ndarray, item: np.ndarray, rows: np.ndarray, n_questions: int) -> np.ndarray:
@@ -122,7 +131,7 @@ def _by_cell(table: Table, person: np.ndarray, item: np.ndarray, rows: np.ndarra
     twice = np.flatnonzero(np.diff(cell[order]) == 0)
     if len(twice):
         first, second = int(rows[order[twice[0]]]), int(rows[order[twice[0] + 1]])
-        who, what = (table.columns[name] for name in LONG_COLUMNS[:2])
+        who, what = (table.column(name) for name in LONG_COLUMNS[:2])
         raise SurveyError(
             f'{table.path.name}: respondent "{who.labels[who.codes[first]]}" answers question '
             f'"{what.labels[what.codes[first]]}" in row {table.row(first)} and again in row {table.row(second)} '

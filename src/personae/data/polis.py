@@ -69,7 +69,7 @@ def read_polis(folder: str | Path) -> Survey:
                 row = int(wrong[0])
                 label = column.labels[column.codes[row]]
                 codes = Question(name, question.text, tuple(_VOTES))
-                raise no_such_option(votes, row, name, label, codes, len(wrong))
+                raise no_such_option(votes, row, name, label, Entry(codes, {}), len(wrong))
             columns.append(option)
             questions.append(question)
     for name in row_of:

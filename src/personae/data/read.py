@@ -7,7 +7,7 @@ from pathlib import Path
 
 from personae.data.account import SurveyError
 from personae.data.labelled import LABELLED_ENDINGS, read_labelled
-from personae.data.long import LONG_COLUMNS, read_long
+from personae.data.long import is_long, read_long
 from personae.data.opinionqa import read_opinionqa
 from personae.data.polis import read_polis
 from personae.data.sample import load_sample
@@ -106,7 +106,7 @@ def _recognise(path: Path) -> str:
     if path.name.lower().endswith(LABELLED_ENDINGS):
         return "labelled"
     if is_table(path):
-        return "long" if set(LONG_COLUMNS) <= set(read_header(path)) else "wide"
+        return "long" if is_long(read_header(path)) else "wide"
     raise SurveyError(f"{path.name} is not a file that can be read as a survey; accepted are {_ACCEPTED}")
 
 

@@ -44,6 +44,11 @@ class Column(NamedTuple):
         """The labels themselves, object array of shape (n_rows,) with None where missing."""
         return np.array([*self.labels, None], dtype=object)[self.codes]
 
+    def counts(self) -> dict[str, int]:
+        """How often each label occurs."""
+        n = np.bincount(self.codes[self.codes >= 0], minlength=len(self.labels))
+        return dict(zip(self.labels, n.tolist(), strict=True))
+
 
 @dataclass
 class Table:
@@ -70,12 +75,19 @@ class Table:
         """Where a person finds a cell, e.g. ``responses.csv: row 14, column natfare``."""
         return f"{self.path.name}: row {self.row(i)}, column {column}"
 
+    def name_of(self, column: str) -> str:
+        """A column's name as the file writes it, in any case; raises ``SurveyError`` naming the columns there are."""
+        if column in self.columns:
+            return column
+        for name in self.columns:
+            if name.casefold() == column:
+                return name
+        shown = ", ".join(list(self.columns)[:12]) + (", ..." if len(self.columns) > 12 else "")
+        raise SurveyError(f'{self.path.name} has no column "{column}"; its columns are: {shown}')
+
     def column(self, name: str) -> Column:
-        """The named column; raises ``SurveyError`` naming the columns that there are."""
-        if name not in self.columns:
-            shown = ", ".join(list(self.columns)[:12]) + (", ..." if len(self.columns) > 12 else "")
-            raise SurveyError(f'{self.path.name} has no column "{name}"; its columns are: {shown}')
-        return self.columns[name]
+        """The named column, see `name_of`."""
+        return self.columns[self.name_of(name)]
 
 
 def is_table(path: Path) -> bool:

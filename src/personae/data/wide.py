@@ -38,7 +38,8 @@ def read_wide(
         are option labels as text, empty where there is no answer.
     questions : str or Path, optional
         The questions table (see `read_questions`). Without it the order of the options must be obvious: whole numbers,
-        a well-known scale, or two labels.
+        a well-known scale, or two labels. Cells such as "Refused" or 99 on a scale from 1 to 5, and options in another
+        spelling, are understood where the table does not list them; the account says so.
     respondents : str or Path, optional
         A table with ``respondent`` and one column a trait.
     traits : sequence of str
@@ -64,8 +65,7 @@ def read_wide(
     own_traits = pick_traits([name for name in table.columns if name != id_name], traits)
     candidates = [name for name in table.columns if name != id_name and name not in own_traits]
     if questions is None:
-        observed = {name: _observed(table, name) for name in candidates}
-        entries = infer_questions(table.path, observed, account)
+        entries = infer_questions(table.path, {name: table.columns[name].counts() for name in candidates}, account)
     else:
         entries = read_questions(questions, account)
         for name in candidates:
@@ -80,7 +80,7 @@ def read_wide(
                 f"no column of {table.path.name} ({', '.join(candidates[:5])}, ...) is a question of "
                 f"{Path(questions).name}; its column question must hold the column names"
             )
-    columns = _option_columns(table, entries)
+    columns = _option_columns(table, entries, account)
     frames = [trait_frame({name: table.columns[name] for name in own_traits})] if own_traits else []
     if respondents is not None:
         frames.append(read_traits(respondents, ids, account))
@@ -93,22 +93,18 @@ def read_wide(
     return build_by_columns(account, [entry.question for entry in entries.values()], ids, columns, both)
 
 
-def _observed(table: Table, name: str) -> tuple[list[str], int]:
-    column = table.columns[name]
-    return column.labels, int((column.codes >= 0).sum())
-
-
-def _option_columns(table: Table, entries: dict[str, Entry]) -> list[np.ndarray]:
+def _option_columns(table: Table, entries: dict[str, Entry], account: Account) -> list[np.ndarray]:
     """Option indices (n_rows,) of each question; an answer outside the options raises with the first place."""
     columns = []
     first, n_wrong = (table.n_rows, ""), 0
     for name, entry in entries.items():
-        option = entry.option_codes(table.columns[name])
+        column = table.columns[name]
+        option = entry.widened(column.counts(), account).option_codes(column)
         if (wrong := np.flatnonzero(option == -2)).size:
             first, n_wrong = min(first, (int(wrong[0]), name)), n_wrong + len(wrong)
         columns.append(option)
     if n_wrong:
         i, name = first
         column = table.columns[name]
-        raise no_such_option(table, i, name, column.labels[column.codes[i]], entries[name].question, n_wrong)
+        raise no_such_option(table, i, name, column.labels[column.codes[i]], entries[name], n_wrong)
     return columns

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from personae.data.account import SurveyError
 from personae.data.long import read_long
+from personae.data.read import read_survey
 from personae.data.wide import read_wide
 
 QUESTIONS = "question,text,options\ntea,Do you like tea?,no|a bit|yes\nbus,Do you take the bus?,never|often\n"
@@ -49,12 +50,33 @@ def test_what_is_left_out_is_counted(write, questions):
     }
 
 
+def test_columns_and_what_says_no_answer_are_read_as_in_wide_files(write):
+    rows = ["ann,tea,1", "bob,tea,2", "eve,tea,99", "eve,bus,Yes", "ann,bus,yes", "joe,bus,Refused", "bob,bus,no"]
+    survey = read_survey(write("r.csv", "Respondent,QUESTION,Answer,\n" + ",\n".join(rows) + ",\n"))
+    assert survey.account.format == "long"
+    assert {q.id: q.options for q in survey.questions} == {"tea": ("1", "2"), "bus": ("Yes", "no")}
+    assert {who: survey.answers_of(who) for who in survey.respondent_ids} == {
+        "ann": {"tea": "1", "bus": "Yes"},
+        "bob": {"tea": "2", "bus": "no"},
+        "eve": {"bus": "Yes"},
+    }
+    said = {note.reason: (note.count, note.examples) for note in survey.account.notes}
+    assert said["number apart from the scale read as missing, 99 (list it in a questions table to keep it)"] == (
+        1,
+        ["tea (1)"],
+    )
+    assert said['label read as missing, "Refused"'] == (1, ["bus (1)"])
+    assert said['answer spelled otherwise, taken as "Yes"'] == (1, ['bus "yes" (1)'])
+    assert said["respondent without answers, left out"] == (1, ["joe"])
+    assert "answer to a question that was skipped" not in said
+
+
 @pytest.mark.parametrize(
     ("rows", "expected"),
     [
         (
-            "ann,tea,yes\n\nbob,tea,Yes\neve,bus,x\n",
-            'r.csv: row 4, column answer: "Yes" is not an option of question "tea" (did you mean "yes"?)',
+            "ann,tea,yes\n\nbob,tea,yess\neve,bus,x\n",
+            'r.csv: row 4, column answer: "yess" is not an option of question "tea" (did you mean "yes"?)',
         ),
         (
             "ann,tea,yes\nbob,tea,yes\nann,tea,no\n",

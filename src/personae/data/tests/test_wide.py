@@ -80,8 +80,8 @@ def test_the_first_place_is_first_by_row(write, questions, rows, place):
 
 def test_an_answer_outside_the_options_in_parquet_has_a_row_too(tmp_path, questions):
     path = tmp_path / "r.parquet"
-    pd.DataFrame({"respondent": ["ann", "bob"], "tea": ["yes", "Yes"]}).to_parquet(path)
-    assert message(path, questions).startswith('r.parquet: row 2, column tea: "Yes" is not an option')
+    pd.DataFrame({"respondent": ["ann", "bob"], "tea": ["yes", "yess"]}).to_parquet(path)
+    assert message(path, questions).startswith('r.parquet: row 2, column tea: "yess" is not an option')
 
 
 @pytest.mark.parametrize(
@@ -124,6 +124,68 @@ def test_an_obvious_order_is_taken_and_said(write):
         ["age", "remark"],
     )
     assert said["skipped, not taken as a question: a single label"] == (1, ["same"])
+
+
+def test_what_says_no_answer_is_no_option(write):
+    """sat 1 to 5 with 99, inc 1 and 2 with -9 and -8, trust with a refusal, owns with NA alone besides yes."""
+    rows = [f"r{i},{i % 5 + 1},{1 + i % 2},{('Agree', 'Disagree')[i % 2]},yes,{i % 11}" for i in range(22)]
+    rows += ["x,99,-9,Refused,NA,10", "y,99,-8,don't know,NA,99", "z,3,,DK,,1"]
+    survey = read_wide(write("r.csv", "id,sat,inc,trust,owns,nps\n" + "\n".join(rows)))
+    assert {q.id: q.options for q in survey.questions} == {
+        "sat": tuple("12345"),
+        "inc": ("1", "2"),
+        "trust": ("Agree", "Disagree"),
+        "nps": tuple(map(str, range(11))),
+    }
+    assert survey.answers_of("x") == {"nps": "10"}
+    said = counts(survey)
+    apart = "number apart from the scale read as missing, {} (list it in a questions table to keep it)"
+    assert said[apart.format(99)] == (3, ["sat (2)", "nps (1)"])
+    assert said[apart.format(-9)] == (1, ["inc (1)"])
+    assert said[apart.format(-8)] == (1, ["inc (1)"])
+    assert said['label read as missing, "Refused"'] == (1, ["trust (1)"])
+    assert said['label read as missing, "don\'t know"'] == (1, ["trust (1)"])
+    assert said["skipped, not taken as a question: a single label"] == (1, ["owns (besides NA)"])
+
+
+def test_a_questions_table_keeps_what_it_lists_and_the_rest_that_says_no_answer_is_missing(write):
+    questions = write(
+        "q.csv",
+        "question,text,options,codes\ntrust,Trust?,Agree|Disagree|Refused,\nsat,How?,bad|good|won't say,1|2|99\n",
+    )
+    rows = ["ann,Agree,99", "bob,Refused,1", "eve,DK,-9", "joe,agree,2.0", "sue,Disagree,good"]
+    survey = read_wide(write("r.csv", "id,trust,sat\n" + "\n".join(rows)), questions)
+    assert [survey.answers_of(who) for who in survey.respondent_ids] == [
+        {"trust": "Agree", "sat": "won't say"},
+        {"trust": "Refused", "sat": "bad"},
+        {"trust": "Agree", "sat": "good"},
+        {"trust": "Disagree", "sat": "good"},
+    ]
+    said = counts(survey)
+    assert said['label read as missing, "DK"'] == (1, ["trust (1)"])
+    assert said["number apart from the scale read as missing, -9 (list it in a questions table to keep it)"][0] == 1
+    assert said['answer spelled otherwise, taken as "Agree"'] == (1, ['trust "agree" (1)'])
+    assert said["number written otherwise than in the options or codes"] == (1, ["sat (1)"])
+
+
+def test_spellings_of_one_option_are_one_option(write):
+    rows = [
+        f"r{i},{label},{i % 2 + 1}{'.0' * (i > 6)}" for i, label in enumerate(["Yes", "yes", "No", "YES ", "Yes"] * 2)
+    ]
+    survey = read_wide(write("r.csv", "id,likes,side\n" + "\n".join(rows)))
+    assert {q.id: q.options for q in survey.questions} == {"likes": ("Yes", "No"), "side": ("1", "2")}
+    assert survey.n_answers == 20
+    said = counts(survey)
+    assert said['answer spelled otherwise, taken as "Yes"'] == (4, ['likes "yes" (2)', 'likes "YES" (2)'])
+    assert said["number written otherwise than in the options or codes"] == (3, ["side (2)", "side (1)"])
+
+
+def test_codes_are_named_where_an_answer_is_no_option(write):
+    questions = write("q.csv", "question,text,options,codes\nsat,How?,bad|good,1|2\n")
+    text = message(write("r.csv", "id,sat\nann,1\nbob,3\n"), questions)
+    assert text.startswith(
+        'r.csv: row 3, column sat: "3" is not an option of question "sat"; it has: bad | good (codes 1 | 2)'
+    )
 
 
 def test_an_unknown_order_asks_for_a_questions_table(write):
