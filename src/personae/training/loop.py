@@ -201,18 +201,21 @@ def is_first_process() -> bool:
 
 
 def _sum_over_processes(network: nn.Module, total: float, processes: PartialState) -> float:
-    """Add up the processes' gradients, in one message, and the loss."""
+    """Add up the processes' gradients, in one message, and the loss.
+
+    A parameter that nobody's batches used stays without a gradient: with one of zero it would decay and drift on.
+    """
     if processes.num_processes == 1:
         return total
     learned = [p for p in network.parameters() if p.requires_grad]
-    for p in learned:
-        p.grad = torch.zeros_like(p) if p.grad is None else p.grad
-    grads = [p.grad for p in learned if p.grad is not None]
-    flat = torch.cat([g.reshape(-1).float() for g in grads] + [grads[0].new_tensor([total]).float()])
-    flat = reduce(flat, reduction="sum")
-    for grad, part in zip(grads, flat[:-1].split([g.numel() for g in grads]), strict=True):
-        grad.copy_(part.view_as(grad))
-    return flat[-1].item()
+    grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in learned]
+    figures = torch.tensor([*(float(p.grad is not None) for p in learned), total], device=grads[0].device)
+    flat = reduce(torch.cat([*(g.reshape(-1).float() for g in grads), figures]), reduction="sum")
+    *parts, figures = flat.split([*(g.numel() for g in grads), len(figures)])
+    *used, total = figures.tolist()
+    for p, part, by in zip(learned, parts, used, strict=True):
+        p.grad = part.view_as(p).to(p.dtype) if by else None
+    return total
 
 
 def _bar(progress: bool) -> Progress:

@@ -18,13 +18,13 @@ from personae.training.loop import Schedule, train
 
 
 class Shared:
-    """Regression with dropout, a parameter that only some batches use, and draws that depend on step and batch."""
+    """Regression with dropout, draws that depend on step and batch, and parameters that some batches or steps use."""
 
     counts = "answers"
 
     def __init__(self) -> None:
         torch.manual_seed(1)
-        self.network = nn.ModuleDict({"all": nn.Linear(5, 1), "odd": nn.Linear(5, 1)})
+        self.network = nn.ModuleDict({name: nn.Linear(5, 1) for name in ("all", "odd", "rare", "unused")})
         self.x = torch.randn(100, 5)
         self.y = self.x.sum(1, keepdim=True)
 
@@ -36,6 +36,8 @@ class Shared:
         out = self.network["all"](nn.functional.dropout(x, 0.2))
         if batch % 2:
             out = out + self.network["odd"](x)
+        if step % 4 == 1 and batch == 2:  # one process in one step of four
+            out = out + self.network["rare"](x)
         yield (out - x.sum(1, keepdim=True)).square().mean(), 8
 
     def validate(self) -> dict[str, float]:
