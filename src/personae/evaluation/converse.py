@@ -98,7 +98,7 @@ def converse(
         Of the replies; 0 is greedy. Replies of the same folder that were made otherwise are kept, and in no table.
     budget : float, optional
         Minutes for everything that is measured, training not counted. If the plan takes longer, all rows get the same
-        smaller sample of it; ``sizes`` says how small.
+        smaller sample of it; ``sizes`` says how small. Another budget, or a plan of other sizes, gets another sample.
     encoder, bert : optional
         For embedding_similarity and bert_score.
     about : dict, optional
@@ -155,9 +155,7 @@ def converse(
         },
         "sizes": {
             "train": repr(plan.train),
-            "contexts": plan.contexts,
-            "swapped": plan.swapped,
-            "replies": len(plan.spoken),
+            **_amounts(plan),
         },
         **score(plan, measured, encoder, bert),
         "training": {name: _training(out, name) for name in measured},
@@ -309,6 +307,11 @@ def _training(out: Path, name: str) -> list[dict[str, float]]:
 
 
 # the budget ------------------------------------------------------------------------------------------------------
+def _amounts(plan: TalkPlan) -> dict[str, int]:
+    """How much is measured: what `TalkPlan.sample` takes."""
+    return {"contexts": plan.contexts, "swapped": plan.swapped, "replies": len(plan.spoken)}
+
+
 def _affordable(
     plan: TalkPlan,
     trained: Trained,
@@ -319,9 +322,10 @@ def _affordable(
     say: Callable[[str], None],
 ) -> TalkPlan:
     """The plan, or so large a sample of it that all rows are measured in the time; the same when the run goes on."""
-    kept = out / "sample.json"
-    if kept.exists():
-        return plan.sample(**json.loads(kept.read_text()))
+    kept, of = out / "sample.json", {"seconds": seconds, "plan": _amounts(plan)}
+    saved = json.loads(kept.read_text()) if kept.exists() else {}
+    if saved.get("of") == of:
+        return plan.sample(**saved["sample"])
     first = next(passes(plan.examples, _TOGETHER))
     reading = speaking = 0.0  # seconds an example, of all rows together
     for group in groups:
@@ -345,6 +349,6 @@ def _affordable(
     }
     say(f"all rows on all of the plan would take {whole / 60:.0f} minutes; {share:.0%} of it is measured")
     partial = kept.with_suffix(".partial")
-    partial.write_text(json.dumps(sizes))
+    partial.write_text(json.dumps({"of": of, "sample": sizes}))
     os.replace(partial, kept)
     return plan.sample(**sizes)

@@ -47,7 +47,8 @@ class TalkPlan:
 
     def sample(self, contexts: int, swapped: int, replies: int) -> TalkPlan:
         """The plan with fewer of everything; contexts end with a dialogue. A smaller one is part of a larger one."""
-        contexts, swapped = (_whole(self.examples[: self.contexts], n) for n in (contexts, min(swapped, self.swapped)))
+        contexts = _whole(self.examples[: self.contexts], contexts)
+        swapped = _whole(self.examples[:contexts], min(swapped, self.swapped))  # the gap is to the own persona's NLL
         return replace(self, contexts=contexts, swapped=swapped, spoken=self.spoken[:replies])
 
     def stranger(self, example: Example) -> Example:
@@ -59,7 +60,8 @@ class TalkPlan:
         """Of everything that is learned from and examined, whatever part of it: sha256, 16 hexadecimal digits."""
         digest = hashlib.sha256(self.train.fingerprint.encode())
         for e in self.examples:
-            digest.update(repr((e.dialogue, e.speaker, e.persona, len(e.history), e.reply)).encode())
+            said = [(turn.speaker, turn.text) for turn in e.history]
+            digest.update(repr((e.dialogue, e.speaker, e.persona, said, e.reply)).encode())
         return digest.hexdigest()[:16]
 
     @property

@@ -89,6 +89,29 @@ def test_a_smaller_sample_is_part_of_a_larger_one_and_ends_with_a_dialogue(dialo
     assert list(passes(large.examples, 4)) == [slice(0, 8), slice(8, 12)]
 
 
+def test_no_more_is_read_with_somebody_elses_persona_than_with_the_own(dialogues):
+    large = make_talk_plan(dialogues, held_out=0.25)
+    assert large.swapped > 4
+    assert large.sample(contexts=3, swapped=1000, replies=4).swapped == 4
+    assert make_talk_plan(dialogues, held_out=0.25, contexts=3).swapped == 4  # of 1000 by default
+
+
+def test_fewer_contexts_than_swapped_are_scored(dialogues, lm, tmp_path):
+    plan = make_talk_plan(dialogues, held_out=0.25, contexts=3, replies=6)
+    found = converse(plan, tmp_path, ["raw LM", "persona as text"], lm=lm, **SMALL)
+    assert (found["sizes"]["contexts"], found["sizes"]["swapped"]) == (4, 4)
+    assert ("persona as text", "persona_gap") in {(line["row"], line["metric"]) for line in found["table"]}
+
+
+def test_other_words_of_the_partner_are_another_plan(dialogues):
+    def test_part(question: str) -> Dialogues:
+        some = [talk(i) for i in range(100, 108)]
+        return Dialogues([Dialogue(d.id, (Turn("b", question), *d.turns[1:]), d.personas) for d in some])
+
+    plans = [make_talk_plan(dialogues, test_part(words), held_out=0.25) for words in ("hello ?", "hello ?", "hullo ?")]
+    assert plans[0].fingerprint == plans[1].fingerprint != plans[2].fingerprint
+
+
 def test_strangers_are_other_people(plan):
     for example in plan.examples:
         stranger = plan.stranger(example)
@@ -238,8 +261,13 @@ def test_a_budget_picks_the_sample_once_and_says_so(dialogues, lm, tmp_path, mon
     found = converse(plan, tmp_path, ["raw LM"], lm=lm, budget=1e-5, say=said.append, **SMALL)
     assert any("minutes" in text and "%" in text for text in said)
     assert (found["sizes"]["contexts"], found["sizes"]["replies"]) == (8, 10)  # four dialogues and a batch, the least
-    again = converse(plan, tmp_path, ["raw LM"], lm=lm, budget=1000, **SMALL)
-    assert again["sizes"] == found["sizes"]
+    times = len(said)
+    again = converse(plan, tmp_path, ["raw LM"], lm=lm, budget=1e-5, say=said.append, **SMALL)
+    assert (again["sizes"], len(said)) == (found["sizes"], times)  # nothing was measured again
+    more = converse(plan, tmp_path, ["raw LM"], lm=lm, budget=1000, **SMALL)
+    assert more["sizes"]["contexts"] == plan.contexts > 8
+    larger = make_talk_plan(dialogues, held_out=0.5, replies=12)
+    assert converse(larger, tmp_path, ["raw LM"], lm=lm, budget=1000, **SMALL)["sizes"]["replies"] == 12
 
 
 def test_dialogues_without_personas(lm, tmp_path):
