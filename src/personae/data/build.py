@@ -49,10 +49,7 @@ def build_survey(
     for q, kept in zip(questions, asked, strict=True):
         if not kept:
             account.add("question nobody answered, left out", name=q.id)
-    silent = [name for name, kept in zip(respondents, present, strict=True) if not kept]
-    for name in silent[: account.shown_examples]:  # no lists of people in a report
-        account.add("respondent without answers, left out", where=name)
-    account.add("respondent without answers, left out", max(0, len(silent) - account.shown_examples))
+    tell_silent([name for name, kept in zip(respondents, present, strict=True) if not kept], account)
     survey = Survey(
         [q for q, kept in zip(questions, asked, strict=True) if kept],
         np.array(respondents, dtype=object)[present],
@@ -68,6 +65,13 @@ def build_survey(
         len(straight),
     )
     return survey
+
+
+def tell_silent(names: Sequence[str], account: Account) -> None:
+    """Count people without answers; a few are named, as an account is no list of people."""
+    for name in names[: account.shown_examples]:
+        account.add("respondent without answers, left out", where=name)
+    account.add("respondent without answers, left out", max(0, len(names) - account.shown_examples))
 
 
 def build_by_columns(

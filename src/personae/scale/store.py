@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from personae.data.account import Account, SurveyError
+from personae.data.build import tell_silent
 from personae.data.codebook import Entry, read_questions
 from personae.data.long import LONG_COLUMNS
 from personae.data.survey import Question, Survey
@@ -186,7 +188,7 @@ class AnswerStore:
         ----------
         answers : str or Path
             A Parquet file, or a folder of them (at any depth), with the columns of `read_long`: ``respondent``,
-            ``question`` and ``answer``, one row an answer, as text or integers.
+            ``question`` and ``answer``, one row an answer, as text or numbers; they mean what they mean there.
         questions : str or Path, or sequence of Question
             The questions table (`read_questions`), or the questions themselves.
         folder : str or Path
@@ -211,20 +213,23 @@ class AnswerStore:
         n_shards = max(1, -(-sum(pq.ParquetFile(f).metadata.num_rows for f in files) // answers_per_shard))
         with appearing(Path(folder)) as new:
             rows, counts = 0, np.zeros((len(entries), max(len(e.question.options) for e in entries.values())), np.int64)
+            unlisted: dict[str, Counter[str]] = {name: Counter() for name in entries}
             for file, first, raw in _batches(files):
-                batch = _Batch.of(file, first, raw, entries, account)
+                batch = _Batch.of(file, first, raw, entries, unlisted, account)
                 cell = batch.question.astype(np.int64) * counts.shape[1] + batch.option
-                counts += np.bincount(cell, minlength=counts.size).reshape(counts.shape)
+                counts += np.bincount(cell[batch.option >= 0], minlength=counts.size).reshape(counts.shape)
                 _scatter(batch, n_shards, new)
                 rows += raw.num_rows
                 progress(rows)
+            for name, cells in unlisted.items():
+                entries[name].widened(cells, account)
             asked = [entry.question for entry, n in zip(entries.values(), counts.sum(1), strict=True) if n]
             for name, n in zip(entries, counts.sum(1), strict=True):
-                account.add("question nobody answered, left out", int(n == 0), name)
+                account.add("question nobody answered, left out", int(n == 0), name=name)
             if not asked:
                 raise SurveyError(f"{Path(answers).name} holds no answers to any known question")
             column = np.cumsum(counts.any(1)) - 1
-            sizes = [_gather(new, shard, column.astype(np.int32), asked) for shard in range(n_shards)]
+            sizes = [_gather(new, shard, column.astype(np.int32), asked, account) for shard in range(n_shards)]
             columns = {c: [getattr(q, c) for q in asked] for c in ("id", "text", "options", "title", "topic")}
             counts = counts[counts.any(1), : max(len(q.options) for q in asked)]
             pq.write_table(pa.table({**columns, "counts": list(counts)}), new / "questions.parquet")
@@ -284,22 +289,33 @@ def _files(path: Path) -> list[Path]:
             names = pq.ParquetFile(file).schema_arrow.names
         except (pa.ArrowException, OSError) as error:
             raise SurveyError(f"cannot read {file}: {str(error).splitlines()[0]}") from None
-        if missing := [name for name in LONG_COLUMNS if name not in names]:
-            raise SurveyError(f'{file.name} has no column "{missing[0]}"; its columns are: {", ".join(names)}')
+        _long_names(file, names)
     return files
+
+
+def _long_names(file: Path, names: Sequence[str]) -> list[str]:
+    """The columns of a long table as the file writes them."""
+    found = {name.casefold(): name for name in reversed(names)} | {name: name for name in names}
+    if missing := [name for name in LONG_COLUMNS if name not in found]:
+        raise SurveyError(f'{file.name} has no column "{missing[0]}"; its columns are: {", ".join(names)}')
+    return [found[name] for name in LONG_COLUMNS]
 
 
 def _batches(files: Sequence[Path]) -> Iterator[tuple[Path, int, pa.RecordBatch]]:
     """File, number of rows before, and rows."""
     for file in files:
-        first = 0
-        for batch in pq.ParquetFile(file).iter_batches(_BATCH, columns=list(LONG_COLUMNS)):
-            yield file, first, batch
+        first, parquet = 0, pq.ParquetFile(file)
+        names = _long_names(file, parquet.schema_arrow.names)
+        for batch in parquet.iter_batches(_BATCH, columns=names):
+            yield file, first, batch.select(names)
             first += batch.num_rows
 
 
 class _Batch(NamedTuple):
-    """Rows that are answers: the respondent's id as a code, column of the question, index of the option."""
+    """Rows that are answers: the respondent's id as a code, column of the question, index of the option.
+
+    Whoever has none in the batch has one row with question and option -1: they may have some in another.
+    """
 
     labels: pa.Array
     respondent: np.ndarray
@@ -307,45 +323,80 @@ class _Batch(NamedTuple):
     option: np.ndarray
 
     @classmethod
-    def of(cls, file: Path, first: int, batch: pa.RecordBatch, entries: dict[str, Entry], account: Account) -> _Batch:
+    def of(
+        cls,
+        file: Path,
+        first: int,
+        batch: pa.RecordBatch,
+        entries: dict[str, Entry],
+        unlisted: dict[str, Counter[str]],
+        account: Account,
+    ) -> _Batch:
+        """Check a batch; ``unlisted`` counts the cells of each question that are no option, but understood."""
         (who, whos), (what, whats), (said, saids) = (
-            _encode(file, name, batch.column(batch.schema.get_field_index(name))) for name in LONG_COLUMNS
+            _encode(file, first, name, column) for name, column in zip(batch.schema.names, batch.columns, strict=True)
         )
-        for name, codes in zip(LONG_COLUMNS[:2], (who, what), strict=True):
+        for name, codes in zip(batch.schema.names[:2], (who, what), strict=True):
             if (codes < 0).any():
                 row = first + int(np.flatnonzero(codes < 0)[0]) + 1
                 raise SurveyError(f"{file.name}: row {row}, column {name} is empty; every row needs both ids")
         pair, pairs = pd.factorize(what.astype(np.int64) * (len(saids) + 1) + said + 1)
         column = {name: j for j, name in enumerate(entries)}
-        texts, labels = whats.to_pylist(), saids.to_pylist()
-        item, option = np.empty(len(pairs), np.int32), np.empty(len(pairs), np.int16)
+        texts, labels, n_rows = whats.to_pylist(), saids.to_pylist(), np.bincount(pair)
+        item, option = np.full(len(pairs), -1, np.int32), np.full(len(pairs), -1, np.int16)
         for i, (j, k) in enumerate(zip(*divmod(pairs, len(saids) + 1), strict=True)):
             item[i] = column.get(texts[j], -1)
-            option[i] = -1 if k == 0 or item[i] < 0 else entries[texts[j]].accepted.get(labels[k - 1], -2)
+            if k == 0 or item[i] < 0:
+                continue
+            entry, label = entries[texts[j]], labels[k - 1]
+            option[i] = entry.meaning(label)
             if option[i] == -2:
-                row, question = first + int(np.flatnonzero(pair == i)[0]) + 1, entries[texts[j]].question
+                row = first + int(np.flatnonzero(pair == i)[0]) + 1
                 raise SurveyError(
-                    f'{file.name}: row {row}, column answer: "{labels[k - 1]}" is not an option of question '
-                    f'"{question.id}"; it has: {" | ".join(question.options)}; correct the answers or the questions '
-                    "table, and leave the cell empty where there is no answer"
+                    f'{file.name}: row {row}, column {batch.schema.names[2]}: "{label}" is not an option of question '
+                    f'"{entry.question.id}"; it has: {entry.listed}; correct the answers or the questions table, and '
+                    "leave the cell empty where there is no answer"
                 )
+            if label not in entry.accepted:
+                unlisted[texts[j]][label] += int(n_rows[i])
         account.add("row without an answer", int((said < 0).sum()))
         skipped = (item < 0)[pair] & (said >= 0)
         for j in np.unique(what[skipped]):
             count = int((what[skipped] == j).sum())
-            account.add("answer to a question that is not in the questions table, skipped", count, texts[j])
+            account.add("answer to a question that is not in the questions table, skipped", count, name=texts[j])
         kept = (option >= 0)[pair]
-        return cls(whos, who[kept], item[pair][kept], option[pair][kept])
+        silent = np.setdiff1d(who, who[kept])
+        nothing = np.full(len(silent), -1)
+        columns = (who[kept], silent), (item[pair][kept], nothing), (option[pair][kept], nothing)
+        return cls(whos, *(np.concatenate(parts).astype(parts[0].dtype) for parts in columns))
 
 
-def _encode(file: Path, name: str, column: pa.Array) -> tuple[np.ndarray, pa.Array]:
+def _encode(file: Path, first: int, name: str, column: pa.Array) -> tuple[np.ndarray, pa.Array]:
     """Codes (n,), -1 where empty, and labels without blanks around them."""
     kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_integer(kind)):
+    if pa.types.is_floating(kind):
+        column = _whole_numbers(file, first, name, column.cast(pa.float64()))
+    elif not (
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_integer(kind)
+        or pa.types.is_boolean(kind)
+    ):
         raise SurveyError(f"{file.name}: column {name} holds {kind} values; write it as text")
     text = pc.utf8_trim_whitespace(column.cast(pa.string()))
     encoded = pc.if_else(pc.equal(text, ""), pa.scalar(None, pa.string()), text).dictionary_encode()
     return encoded.indices.fill_null(-1).to_numpy(), encoded.dictionary
+
+
+def _whole_numbers(file: Path, first: int, name: str, column: pa.Array) -> pa.Array:
+    """Floats as `read_table` writes them: 1.0, as pandas has a code in a column with gaps, is 1."""
+    if pc.any(infinite := pc.is_inf(column)).as_py():
+        row = first + pc.index(infinite, True).as_py() + 1
+        raise SurveyError(f"{file.name}: row {row}, column {name} holds an infinite number; empty or correct it")
+    column = pc.if_else(pc.is_nan(column), pa.scalar(None, pa.float64()), column)
+    whole = pc.and_(pc.equal(pc.floor(column), column), pc.less(pc.abs(column), 2.0**63))
+    as_integers = pc.if_else(whole, column, 0.0).cast(pa.int64()).cast(pa.string())
+    return pc.if_else(whole, as_integers, column.cast(pa.string()))
 
 
 def _scatter(batch: _Batch, n_shards: int, folder: Path) -> None:
@@ -362,7 +413,9 @@ def _scatter(batch: _Batch, n_shards: int, folder: Path) -> None:
 
 
 # second pass: each shard by person and question ------------------------------------------------------------------
-def _gather(folder: Path, shard: int, column: np.ndarray, questions: Sequence[Question]) -> tuple[int, int]:
+def _gather(
+    folder: Path, shard: int, column: np.ndarray, questions: Sequence[Question], account: Account
+) -> tuple[int, int]:
     """Sort and check one shard; how many people and answers it has."""
     incoming = folder / f"{shard:05d}.incoming"
     parts = [_INCOMING.empty_table()]
@@ -372,6 +425,10 @@ def _gather(folder: Path, shard: int, column: np.ndarray, questions: Sequence[Qu
                 parts.append(pa.ipc.open_stream(file).read_all())
         incoming.unlink()
     table = pa.concat_tables(parts).combine_chunks()
+    given = pc.greater_equal(table.column("option"), 0)
+    silent = pc.unique(table.filter(pc.invert(given)).column("respondent"))
+    table = table.filter(given).combine_chunks()
+    tell_silent(silent.filter(pc.invert(pc.is_in(silent, table.column("respondent")))).to_pylist(), account)
     who = table.column("respondent").combine_chunks().dictionary_encode()
     question, option = column[table.column("question").to_numpy()], table.column("option").to_numpy()
     cell = who.indices.to_numpy().astype(np.int64) * len(questions) + question

@@ -5,6 +5,7 @@ import pandas as pd
 import pytest
 
 from personae.data.account import SurveyError
+from personae.data.long import LONG_COLUMNS, read_long
 from personae.data.survey import Question
 from personae.scale import store as module
 from personae.scale.store import AnswerStore, place
@@ -83,6 +84,7 @@ def test_what_is_skipped_is_in_the_account(write, tmp_path):
     assert store.counts.tolist() == [[1, 0, 0], [0, 0, 1]]
     notes = {note["reason"]: (note["count"], note["examples"]) for note in store.account["notes"]}
     assert notes["row without an answer"][0] == 2
+    assert notes["respondent without answers, left out"] == (1, ["7"])
     assert notes["answer to a question that is not in the questions table, skipped"] == (1, ["car"])
     assert notes["question nobody answered, left out"] == (1, ["cat"])
     assert AnswerStore.open(tmp_path / "store").questions == store.questions
@@ -94,6 +96,40 @@ def test_numbers_and_codes_of_a_questions_table(write, tmp_path):
     assert write([(1, "tea", 2), (2, "tea", 1)], table).survey().answers_of("1") == {"tea": "no"}
 
 
+def test_a_store_understands_what_the_reader_of_long_tables_understands(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "_BATCH", 2)
+    questions = tmp_path / "questions.csv"
+    questions.write_text("question,text,options,codes\ntea,Tea?,yes|no,1|2\ndog,A dog?,no|yes,\n")
+    rows = [("ann", "tea", 1.0), ("bob", "tea", 2.0), ("cat", "tea", None), ("eve", "tea", 99.0)]
+    pd.DataFrame(rows, columns=["Respondent", "question", "ANSWER"]).to_parquet(tmp_path / "a.parquet")
+    rows = [("eve", "dog", "YES"), ("cat", "dog", "Refused"), ("dan", "dog", "NA"), ("flo", "dog", "no")]
+    pd.DataFrame(rows, columns=["respondent", "question", "answer"]).to_parquet(tmp_path / "b.parquet")
+    store = AnswerStore.write(tmp_path, questions, tmp_path / "store", answers_per_shard=2)
+    survey = store.survey()
+    assert {who: survey.answers_of(who) for who in survey.respondent_ids} == {
+        "ann": {"tea": "yes"},
+        "bob": {"tea": "no"},
+        "eve": {"dog": "yes"},
+        "flo": {"dog": "no"},
+    }
+    whole = pd.concat([pd.read_parquet(tmp_path / f"{name}.parquet").set_axis(LONG_COLUMNS, axis=1) for name in "ab"])
+    whole.astype(object).to_csv(tmp_path / "long.csv", index=False)
+    read = read_long(tmp_path / "long.csv", questions)
+
+    def told(account):
+        return {n["reason"]: (n["count"], sorted(n["examples"])) for n in account["notes"]}
+
+    ours, theirs = told(store.account), told(read.account.as_dict())
+    assert ours["respondent without answers, left out"] == (2, ["cat", "dan"])
+    assert ours["number apart from the scale read as missing, 99 (list it in a questions table to keep it)"] == (
+        1,
+        ["tea (1)"],
+    )
+    del theirs["number written otherwise than in the options or codes"]  # text of a CSV says 1.0, a number is 1
+    theirs = {reason.replace("99.0", "99"): told for reason, told in theirs.items()}
+    assert ours == theirs
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
@@ -101,7 +137,9 @@ def test_numbers_and_codes_of_a_questions_table(write, tmp_path):
         ([("ann", "tea", "yes"), (None, "tea", "no")], "row 2, column respondent is empty"),
         ([("ann", "tea", "yes"), ("ann", "tea", "no")], 'respondent "ann" answers question "tea" more than once'),
         ([("ann", "car", "yes")], "holds no answers to any known question"),
-        ([("ann", "tea", 0.5)], "column answer holds double values; write it as text"),
+        ([("ann", "tea", 0.5)], 'row 1, column answer: "0.5" is not an option.*yes | no'),
+        ([("ann", "tea", 1.0), ("bob", "tea", np.inf)], "row 2, column answer holds an infinite number"),
+        ([("ann", "tea", [1])], "column answer holds list.* values; write it as text"),
     ],
 )
 def test_wrong_tables_leave_nothing_behind(write, tmp_path, rows, message):
