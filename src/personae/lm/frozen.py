@@ -218,7 +218,21 @@ class FrozenLM:
     # passes ----------------------------------------------------------------------------------------------------
     def encode(self, ids: Sequence[Sequence[int]]) -> Context:
         """Contexts computed once, to be continued many times (see `personae.lm.shared_context`)."""
+        self.check_length(max(map(len, ids)))
         return shared_context.encode(self.model, ids, pad=self.tokenizer.pad_token_id or 0)
+
+    def check_length(self, n_tokens: int) -> None:
+        """Raise ``ValueError`` if a text has more tokens than the LM was made for."""
+        if self.max_tokens is not None and n_tokens > self.max_tokens:
+            raise ValueError(
+                f"{self.name} reads at most {self.max_tokens:,} tokens, and there are {n_tokens:,}; shorten the text, "
+                "or what was said before it"
+            )
+
+    @property
+    def max_tokens(self) -> int | None:
+        """Tokens that the LM was made for; None where its configuration says nothing."""
+        return getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
 
     def extend(
         self,

@@ -72,6 +72,7 @@ def _decode(
     embedded, deeper = deep.split(virtual, lm.hidden_size) if isinstance(virtual, Tensor) else (None, None)
     rows = [_row(lm, p, None if embedded is None else embedded[i]) for i, p in enumerate(prompts)]
     longest = max(len(r) for r in rows)
+    lm.check_length(longest)
     starts = torch.tensor([longest - len(r) + len(p.before) for r, p in zip(rows, prompts, strict=True)])
     corrections = deep.of_rows(deeper, starts)
     x = torch.stack([torch.nn.functional.pad(r, (0, 0, longest - len(r), 0)) for r in rows])  # left-padded
@@ -87,7 +88,8 @@ def _decode(
     alive = torch.ones(len(texts), dtype=torch.bool)
     weights = None if mixed is None else mixed.float().cpu()
     inputs: dict[str, Tensor] = {"inputs_embeds": x}
-    for _ in range(max_new_tokens):
+    room = max_new_tokens if lm.max_tokens is None else min(max_new_tokens, lm.max_tokens - longest + 1)
+    for _ in range(room):
         with deep.corrected(lm.model, corrections):
             out = lm.model.base_model(
                 **inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True

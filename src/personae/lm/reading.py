@@ -21,6 +21,7 @@ from personae.lm.prompts import Prompt, answer_ids, letter_ids
 from personae.lm.shared_context import Context, as_cache
 
 KeyValues = list[tuple[Tensor, Tensor]]
+_HELD = 64  # contexts whose keys and values exist at one time only to be thrown away
 _LOGIT_ROWS = 1024  # positions whose full-vocabulary logits exist at one time
 
 
@@ -60,7 +61,7 @@ class Prepared:
 
 def represent(lm: FrozenLM, prompts: Sequence[Prompt]) -> Tensor:
     """The LM's own representation (C, 2H) of prompts without virtual tokens; see `Prepared`."""
-    return torch.cat([prepare(lm, prompts[i : i + 256]).representation for i in range(0, len(prompts), 256)])
+    return _represented(lm, [p.text_ids for p in prompts], 16)
 
 
 def prepare(lm: FrozenLM, prompts: Sequence[Prompt], batch: int = 16) -> Prepared:
@@ -71,13 +72,25 @@ def prepare(lm: FrozenLM, prompts: Sequence[Prompt], batch: int = 16) -> Prepare
     shared = [bool(p.before) for p in prompts]
     if any(shared) != all(shared):
         raise ValueError("prompts of different placements cannot be prepared together")
+    if not any(shared):
+        return Prepared(list(prompts), None, _represented(lm, [p.text_ids for p in prompts], batch))
     full = _encode_once(lm, [p.text_ids for p in prompts], batch)
-    representation = torch.cat([torch.cat([text.last, text.mean], -1) for text in full]).float()
-    if not shared[0]:
-        return Prepared(list(prompts), None, representation)
+    representation = _representation(full)
     whole = all(not p.after for p in prompts)
     parts = full if whole else _encode_once(lm, [list(p.before) for p in prompts], batch)
     return Prepared(list(prompts), parts, representation)
+
+
+def _represented(lm: FrozenLM, texts: Sequence[list[int]], batch: int) -> Tensor:
+    """Last and mean hidden state (C, 2H) of texts whose keys and values nobody continues: few are held at a time."""
+    order = sorted(range(len(texts)), key=texts.__getitem__)  # what begins another text stands beside it
+    parts = [order[i : i + _HELD] for i in range(0, len(order), _HELD)]
+    found = torch.cat([_representation(_encode_once(lm, [texts[i] for i in part], batch)) for part in parts])
+    return found[torch.tensor(order).argsort().to(found.device)]
+
+
+def _representation(contexts: Sequence[Context]) -> Tensor:
+    return torch.cat([torch.cat([text.last, text.mean], -1) for text in contexts]).float()
 
 
 def _encode_once(lm: FrozenLM, texts: Sequence[list[int]], batch: int) -> list[Context]:

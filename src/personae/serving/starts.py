@@ -96,7 +96,7 @@ class Starts:
 
 def check_length(lm: FrozenLM, prompt: int, new: int, limit: int | None = None) -> None:
     """Raise ``ValueError`` if so many tokens, and so many new ones, are more than the LM (or ``limit``) can read."""
-    limits = [n for n in (limit, getattr(lm.model.config, "max_position_embeddings", None)) if n is not None]
+    limits = [n for n in (limit, lm.max_tokens) if n is not None]
     if limits and prompt + new > min(limits):
         raise ValueError(
             f"the text has {prompt} tokens and {new} may follow, but {lm.name} reads at most {min(limits)}; "

@@ -254,14 +254,16 @@ class SelectiveNetwork(nn.Module):
         """
         if not isinstance(self.retriever, PaperRetriever):
             h = ((h - self.h_mean) / self.h_std).clamp(-8, 8)
-        return h, (z - self.z_mean) / self.z_std if self.n_person and z is not None else None
+        return h, ((z - self.z_mean) / self.z_std).clamp(-8, 8) if self.n_person and z is not None else None
 
     def learn_statistics(self, h: Tensor, z: Tensor | None, seed: int) -> None:
         """Take means and scales from training contexts (n, n_context) and people, and start the retriever there."""
         for name, values in (("h", h), ("z", z if self.n_person else None)):
             if values is not None:
+                spread = values.std(0) if len(values) > 1 else torch.ones_like(values[0])
                 getattr(self, f"{name}_mean").copy_(values.mean(0))
-                getattr(self, f"{name}_std").copy_(values.std(0).clamp(min=1e-6))
+                # Coordinates that hardly ever move stay quiet; where none does, the scale is 1.
+                getattr(self, f"{name}_std").copy_(spread.clamp(min=1e-2 * spread.mean()) if spread.any() else 1.0)
         if isinstance(self.retriever, Retriever):
             self.retriever.start_at(self.standardise(h, None)[0], seed)
 

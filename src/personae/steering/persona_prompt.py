@@ -232,7 +232,9 @@ class PersonaPrompt(Steerer):
             asked = [questions[j] for j in columns]
             prepared = self._prepared([put(self.lm_, q.text, q.options, self.placement_) for q in asked])
             options = [q.options for q in asked]
-            sharp = torch.tensor([self.sharpness_of(q) for q in asked]).to(vectors.device)
+            sharp = torch.ones(len(asked), device=vectors.device)
+            if read == "letters":
+                sharp = torch.tensor([self.sharpness_of(q) for q in asked], device=vectors.device)
             longest = max(len(p.after) for p in prepared.prompts) + self.n_tokens_[read]
             if read == "text":
                 longest += max(sum(len(self.lm_.tokens(o)) for o in each) for each in options)
@@ -242,7 +244,7 @@ class PersonaPrompt(Steerer):
                 n, unsure = [len(o) for o in options], None if roots is None else roots[rows]
                 virtual = self.virtual_tokens(prepared, vectors[rows], read, n, unsure)
                 logits = option_logits(self.lm_, prepared, virtual, options, read)
-                p = torch.softmax(logits * sharp[:, None, None] if read == "letters" else logits, -1)
+                p = torch.softmax(logits * sharp[:, None, None], -1)
                 yield rows, columns, p.transpose(0, 1).cpu().numpy()
 
     def _prepared(self, prompts: list[Prompt]) -> Prepared:

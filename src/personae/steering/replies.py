@@ -108,6 +108,9 @@ class RepliesTask:
         self.lm, self.people, self.placement, self.encoder = lm, people, placement, encoder
         self.recipe, self.choice, self.mixture, self.weights = recipe, choice, mixture, dict(weights)
         self.steps, self.turns = steps, Turns(dialogues, seed)
+        if people is not None and not callable(people):
+            for example in {e.speaker: e for e in [*self.turns.learned, *self.turns.held_out]}.values():
+                self.persona(example)  # somebody who is missing is said now
 
     # the Task interface ----------------------------------------------------------------------------------------
     def groups(self) -> list[dict[str, Any]]:
@@ -130,7 +133,7 @@ class RepliesTask:
             "dialogues": self.turns.fingerprint,
             "people": vectors.hexdigest(),
             "lm": self.lm.fingerprint,
-            "recipe": [self.recipe, self.choice, self.encoder, self.placement, self.weights],
+            "recipe": [self.recipe, self.choice, self.mixture, self.encoder, self.placement, self.weights],
             "weights": {name: list(value.shape) for name, value in self.network.state_dict().items()},
         }
 
@@ -170,7 +173,14 @@ class RepliesTask:
     def persona(self, example: Example) -> Persona:
         """Who replies."""
         assert self.people is not None
-        return self.people(example) if callable(self.people) else self.people[example.speaker]
+        if callable(self.people):
+            return self.people(example)
+        if example.speaker not in self.people:
+            raise ValueError(
+                f'nobody called "{example.speaker}" is among the {len(self.people):,} people given, and their turns in '
+                f"dialogue {example.dialogue} are to be learned; give a persona for everybody who replies"
+            )
+        return self.people[example.speaker]
 
     def _prompt(self, example: Example) -> Prompt:
         return chat_prompt(self.lm, as_messages(within(self.lm, example)), self.placement)
@@ -201,17 +211,12 @@ class RepliesTask:
 
     def _paper(self, batch: Batch, examples: Sequence[Example]) -> Tensor:
         """As published; see `personae.steering.selection`."""
-        network, w = self.network, self.weights
+        network = self.network
         scores = network.retriever.scores(batch.h, network.bank.prompts())  # type: ignore[operator]
         hidden, targets, reply = states(self.lm, batch, network.bank(batch.h, batch.z))
         nll, fused = losses.reply_nlls(self.lm.logits, hidden, targets, reply, scores)
         alike = persona_similarity([e.persona for e in examples]).to(scores.device)
-        return (
-            w["lm"] * losses.lm_loss(nll)
-            + w["fusion"] * losses.fusion_loss(fused)
-            + w["selection"] * losses.selection_loss(scores, nll)
-            + w["contrastive"] * losses.contrastive_loss(scores, alike)
-        )
+        return losses.paper_loss(nll, fused, scores, alike, self.weights).total
 
 
 def prompt_nlls(lm: FrozenLM, batch: Batch, virtual: Tensor | KeyValues) -> Tensor:

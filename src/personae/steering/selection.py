@@ -10,7 +10,7 @@ mean NLL a token, in nats, of reply b under prompt k: of `reply_nlls`, or from `
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -206,8 +206,16 @@ class PaperLoss(NamedTuple):
     total: Tensor
 
 
+PAPER_WEIGHTS = {"lm": 1.0, "fusion": 1.0, "selection": 0.4, "contrastive": 0.4}  # for OPT
+
+
 def paper_loss(
-    nll: Tensor, fused: Tensor, scores: Tensor, similarity: Tensor, weight: float = 0.4, temperature: float = 1.0
+    nll: Tensor,
+    fused: Tensor,
+    scores: Tensor,
+    similarity: Tensor,
+    weights: Mapping[str, float] = PAPER_WEIGHTS,
+    temperature: float = 1.0,
 ) -> PaperLoss:
     """``total = lm + fusion + lambda (selection + contrastive)``.
 
@@ -216,8 +224,8 @@ def paper_loss(
     nll, fused, scores : Tensor (B, K), (B,) and (B, K)
     similarity : Tensor (B, B)
         BLEU between the personas, 0 to 100; above 20 counts as alike.
-    weight : float
-        lambda: 0.4 for OPT, 1.0 for Llama-2.
+    weights : mapping
+        Of the four; as published lambda, of the last two, is 0.4 for OPT and 1.0 for Llama-2.
 
     Examples
     --------
@@ -225,9 +233,13 @@ def paper_loss(
     >>> paper_loss(nll, fused, scores, torch.zeros(1, 1)).total  # 2 + 1.5: the retriever is right, and there is no pair
     tensor(3.5000)
     """
-    lm, fusion = lm_loss(nll), fusion_loss(fused)
-    selection, contrastive = selection_loss(scores, nll, temperature), contrastive_loss(scores, similarity)
-    return PaperLoss(lm, fusion, selection, contrastive, lm + fusion + weight * (selection + contrastive))
+    parts = {
+        "lm": lm_loss(nll),
+        "fusion": fusion_loss(fused),
+        "selection": selection_loss(scores, nll, temperature),
+        "contrastive": contrastive_loss(scores, similarity),
+    }
+    return PaperLoss(**parts, total=torch.stack([weights[name] * part for name, part in parts.items()]).sum())
 
 
 # ours ------------------------------------------------------------------------------------------------------------

@@ -23,11 +23,12 @@ from personae.steering.bank import PaperRetriever, PromptBank, Retriever, Select
 from personae.steering.base import ChatRows, Steerer, check_read
 from personae.steering.persona_prompt import check_lm
 from personae.steering.replies import Batch, People, RepliesTask, log_choice, reply_nll, represent
+from personae.steering.selection import PAPER_WEIGHTS
 from personae.training.loop import Schedule, best_figures, train
 
 _WEIGHTS: dict[str, dict[str, float]] = {
     "mixture": {"balance": 0.1, "contrast": 0.1},
-    "paper": {"lm": 1.0, "fusion": 1.0, "selection": 0.4, "contrastive": 0.4},
+    "paper": PAPER_WEIGHTS,
 }
 _SHARED = {"mixture": 0.75, "paper": 0.0}
 _CHATS = 16  # chats of one pass
@@ -165,6 +166,8 @@ class Selective(Steerer):
             A file, replaced at intervals; ``resume`` goes on from it to the same result.
         """
         self._settle()
+        if people is not None and self.recipe == "paper":
+            raise ValueError("the paper's bank knows nothing of people; fit it without them, or take recipe='mixture'")
         task = RepliesTask(
             self.lm_,
             dialogues,
@@ -262,12 +265,12 @@ class Selective(Steerer):
             self.placement_ == "prefix",
             self.deep_,
             shift,
-            0 if paper else n_person,
+            n_person,
             learned_start=not paper,
             reparametrise=self.reparametrise,
         )
         retriever = PaperRetriever(h) if paper else Retriever(self.n_prompts, n_context, n_person)
-        return SelectiveNetwork(bank, retriever, n_context, 0 if paper else n_person)
+        return SelectiveNetwork(bank, retriever, n_context, n_person)
 
     # choosing --------------------------------------------------------------------------------------------------
     @torch.no_grad()

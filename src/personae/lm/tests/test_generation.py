@@ -200,3 +200,19 @@ def test_whether_a_text_ended_by_itself(lm):
     stopping.stop_ids = frozenset([first])
     texts, ended = finish(stream(stopping, told, max_new_tokens=5))
     assert (texts[0], ended[0]) == ("", True)
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "llama"])
+def test_no_more_is_read_or_said_than_the_lm_was_made_for(architecture):
+    lm = tiny_lm(architecture)  # 512 tokens
+    long = [{"role": "user", "content": "roads xyz " * 300}]
+    for placement in ("late", "before"):
+        asked = [chat_prompt(lm, long, placement)]
+        with pytest.raises(ValueError, match=r"reads at most 512 tokens, and there are [\d,]+; shorten the text"):
+            generate(lm, asked)
+    with pytest.raises(ValueError, match="reads at most 512 tokens"):
+        lm.encode([[5] * 513])
+    almost = lm.tokens("roads xyz " * 300)[:505]
+    prompt = Prompt((), tuple(almost))
+    pieces = list(stream(lm, [prompt], max_new_tokens=64, temperature=1.0, seeds=[3]))
+    assert len(pieces) <= 9

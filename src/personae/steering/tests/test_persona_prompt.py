@@ -657,3 +657,10 @@ def test_personas_of_another_opinion_model_and_nobody_are_refused(late, people):
         late.answer("More trams?", ["yes", "no"], other)
     with pytest.raises(ValueError, match="nobody is asked"):
         late.answer("More trams?", ["yes", "no"], [])
+
+
+def test_a_question_of_more_options_than_letters_is_read_by_its_texts(late, people):
+    many = Question("brand", "Which of these do you buy?", tuple(f"brand {i}" for i in range(30)))
+    assert late.predict_proba(_some(people, 2), [many], "text").shape == (2, 1, 30)
+    with pytest.raises(ValueError, match="30 options; letters reach to 26"):
+        late.predict_proba(_some(people, 2), [many])

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from personae.steering import selection
 from personae.steering.selection import (
+    PAPER_WEIGHTS,
     choice_log_probs,
     contrastive_loss,
     effective_prompts,
@@ -172,11 +173,12 @@ def test_paper_scores_cannot_be_told_apart_entirely():
 def test_total_is_lm_and_fusion_and_weighted_rest():
     scores, similarity = tensor([0.0, log(3)], [0.0, log(3)]), torch.zeros(2, 2)
     nll, fused = tensor([log(2), log(4)], [log(2), log(4)]), tensor(1.0, 2.0)
-    found = paper_loss(nll, fused, scores, similarity, weight=0.4)
+    found = paper_loss(nll, fused, scores, similarity)
     selected = 2 / 3 * log(8 / 3) + 1 / 3 * log(4 / 9)
     close(torch.stack(found[:4]), [1.5 * log(2), 1.5, selected, 1.0])  # equal scores of unlike texts: cosine 1
     close(found.total, 1.5 * log(2) + 1.5 + 0.4 * (selected + 1.0))
-    close(paper_loss(nll, fused, scores, similarity, weight=1.0).total, 1.5 * log(2) + 1.5 + selected + 1.0)
+    ones = dict.fromkeys(PAPER_WEIGHTS, 1.0)
+    close(paper_loss(nll, fused, scores, similarity, ones).total, 1.5 * log(2) + 1.5 + selected + 1.0)
 
 
 # ours ------------------------------------------------------------------------------------------------------------

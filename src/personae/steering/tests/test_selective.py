@@ -320,3 +320,25 @@ def test_what_was_saved_speaks_the_same(lm, dialogues, people, tmp_path, how):
     assert again.effective_prompts_ == steerer.effective_prompts_
     with pytest.raises(ValueError, match="train again"):
         Selective.load(tmp_path, tiny_lm("gpt2"))
+
+
+def test_everybody_who_replies_needs_a_persona(lm, dialogues, people):
+    some = {name: persona for name, persona in people.items() if name != "ann3"}
+    with pytest.raises(
+        ValueError, match=r'^nobody called "ann3" is among .* give a persona for everybody who replies$'
+    ):
+        Selective(lm, steps=1).fit(dialogues, some, progress=False)
+    with pytest.raises(ValueError, match=r"^the paper's bank knows nothing of people"):
+        Selective(lm, recipe="paper", steps=1).fit(dialogues, people, progress=False)
+
+
+def test_one_reply_or_people_who_are_all_alike_are_enough_to_start_from(lm, people):
+    """Two dialogues of one reply each: one is learned, the other held out."""
+    talk = (Turn("bob", "Tea?"), Turn("ann0", "Coffee, please."))
+    two = Dialogues([Dialogue(str(i), talk, {"ann0": ("I never drink tea.",)}) for i in range(2)])
+    steerer = Selective(lm, n_prompts=2, n_tokens=2, steps=1).fit(two, {"ann0": people["ann0"]}, progress=False)
+    other = Persona("other", people["ann0"].vector + 1, people["ann0"].covariance, 1.0)
+    for who in (people["ann0"], other):
+        nll, _ = steerer.nll(CHATS[:1], ["a"], [who])
+        assert np.isfinite(nll).all()
+        assert steerer._batch([chat_prompt(lm, CHATS[0], "late")], steerer._vectors([who], 1)).z.abs().max() <= 8
