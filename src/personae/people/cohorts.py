@@ -24,6 +24,7 @@ from personae.people.metric import metric
 from personae.people.opinion_model import OpinionModel
 from personae.people.persona import Persona, Personas
 from personae.people.profiles import Profiles
+from personae.people.suppression import protected
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -271,7 +272,10 @@ class Cohorts(BaseEstimator):
 
     # files -----------------------------------------------------------------------------------------------------
     def save(self, folder: str | Path) -> None:
-        """Write everything but the answers into a folder: safetensors, JSON and Parquet, no pickle."""
+        """Write everything but the answers into a folder: safetensors, JSON and Parquet, no pickle.
+
+        Of the profiles that is written which gives no small cell away (`protected`): a bundle is handed on.
+        """
         check_is_fitted(self)
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
@@ -285,7 +289,7 @@ class Cohorts(BaseEstimator):
         pd.DataFrame(members).to_parquet(folder / "cohort_members.parquet", index=False)
         if self.curves_ is not None:
             self.curves_.to_parquet(folder / "cohort_curves.parquet", index=False)
-        self.profiles_.save(folder)
+        protected(self.profiles_, self.minimum).save(folder)
 
     @classmethod
     def load(cls, folder: str | Path) -> Cohorts:
