@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from personae.data.survey import Survey
 from personae.lm.frozen import FrozenLM
-from personae.lm.prompts import Placement, Prompt, chat_prompt, letters_prompt, reply_ids, text_prompt
+from personae.lm.prompts import LETTERS, Placement, Prompt, chat_prompt, letters_prompt, reply_ids, text_prompt
 from personae.lm.reading import Prepared, option_logits, prepare, read, represent, text_log_probs
 from personae.people.text_opinion_model import sharpness
 from personae.steering import talk
@@ -21,6 +22,7 @@ from personae.steering.recall import apartness
 if TYPE_CHECKING:
     from personae.people.opinion_model import OpinionModel
 
+log = logging.getLogger(__name__)
 _SAID = 0.3  # weight of what was said in the target; the rest are the opinion model's probabilities
 _SPOKEN = 64  # questions that are also answered by text
 _SENTENCES, _OPEN, _SMALL = 5, 2, 1  # replies of a step: to a question of the survey, to an open one, to a greeting
@@ -48,9 +50,13 @@ class AnswersAndTalk:
         self.recipe, self.placement = recipe, placement
         rng = np.random.default_rng(seed)
         questions = survey.questions
-        self.letters = prepare(lm, [letters_prompt(lm, q.text, q.options, placement) for q in questions])
-        self.spoken = np.sort(rng.choice(len(questions), min(_SPOKEN, len(questions)), replace=False))
+        asked = lettered(survey)
         texts = [text_prompt(lm, q.text, q.options, placement) for q in questions]
+        letters = [  # the text stands in for what is never asked by letters
+            letters_prompt(lm, q.text, q.options, placement) if asked[j] else texts[j] for j, q in enumerate(questions)
+        ]
+        self.letters = prepare(lm, letters)
+        self.spoken = np.sort(rng.choice(len(questions), min(_SPOKEN, len(questions)), replace=False))
         self.texts = prepare(lm, [texts[j] for j in self.spoken])
         # Every question's representation in each format, for the trunk that is warm-started without the LM.
         if recipe == "contextual":
@@ -69,7 +75,7 @@ class AnswersAndTalk:
         self.asked = [
             np.intersect1d(np.flatnonzero(self.given[:, j] >= 0), self.trained) for j in range(len(questions))
         ]
-        self.usable = np.flatnonzero([len(who) > 0 for who in self.asked])
+        self.usable = np.flatnonzero(asked & [len(who) > 0 for who in self.asked])
         counts = survey.option_counts().astype(float)
         self.marginal = counts / np.maximum(counts.sum(1, keepdims=True), 1)
         # What a person adds to the shared prompt decides how many fit in a step.
@@ -291,6 +297,20 @@ class AnswersAndTalk:
             place = {q.id: i for i, q in enumerate(self.people.questions_)}
             self._column = np.array([place[q.id] for q in self.survey.questions])
         return self._column[questions]
+
+
+def lettered(survey: Survey) -> np.ndarray:
+    """Which questions are asked by letters, (Q,): those with more options than there are letters are not learned from.
+
+    They are named in a warning; raises ``ValueError`` if no question is left.
+    """
+    few = survey.n_options <= len(LETTERS)
+    names = ", ".join(survey.question_ids[~few])
+    if not few.any():
+        raise ValueError(f"every question has more than {len(LETTERS)} options, which letters cannot name: {names}")
+    if names:
+        log.warning("not learned from, since letters name %d options at most: %s", len(LETTERS), names)
+    return few
 
 
 def _rows(survey: Survey, people: OpinionModel) -> np.ndarray:
