@@ -22,6 +22,7 @@ from personae.lm.frozen import FrozenLM
 from personae.lm.prompts import Message, letter_ids, letters_prompt
 from personae.people.persona import Persona
 from personae.steering.base import ChatRows, Steerer
+from personae.steering.examples import lettered
 from personae.steering.persona_prompt import check_lm
 from personae.steering.text import Describe, TextPrompt, describe_by_traits, nothing
 from personae.steering.text_replies import TextReplies
@@ -140,15 +141,15 @@ class LoRA(Steerer):
             self._adapt()
         learned = nn.ParameterList(p for p in self.lm_.model.parameters() if p.requires_grad)
         task: Task
+        rate = _ALL_RATE if self.rank is None else _RATE
         if isinstance(data, Dialogues):
             self._ask_by(self.describe or nothing)
-            rate = _ALL_RATE if self.rank is None else _RATE
             task = TextReplies(self.lm_, learned, data, rate, self.random_state)
         elif people is None:
             raise ValueError("a survey is learned with the opinion model of its people: fit(survey, people)")
         else:
             self._ask_by(self.describe or describe_by_traits(data))
-            task = DescribedAnswers(self.lm_, learned, data, people, self.describe_, self.random_state)
+            task = DescribedAnswers(self.lm_, learned, data, people, self.describe_, rate, self.random_state)
         schedule = Schedule(steps=self.steps, weight_decay=0.0, seed=self.random_state, batches=self.batches)
         path = None if checkpoint is None else Path(checkpoint)
         self.history_ = train(task, schedule, path, resume, progress)
@@ -267,7 +268,9 @@ class DescribedAnswers:
     Parameters
     ----------
     network : nn.ParameterList
-        The adapters; the rest of the LM has no gradient and is in no checkpoint.
+        What learns, adapters or all weights; the rest of the LM has no gradient and is in no checkpoint.
+    rate : float
+        Learning rate.
     """
 
     network: nn.Module
@@ -280,22 +283,24 @@ class DescribedAnswers:
         survey: Survey,
         people: OpinionModel,
         describe: Describe,
+        rate: float,
         seed: int,
     ) -> None:
-        self.lm, self.network, self.seed = lm, network, seed
+        self.lm, self.network, self.rate, self.seed = lm, network, rate, seed
         self.survey, self.people, self.describe = survey, people, describe
         rng = np.random.default_rng(seed)
-        order = rng.permutation(np.unique(survey.respondent))
+        asked = lettered(survey)[survey.question]  # answers
+        order = rng.permutation(np.unique(survey.respondent[asked]))
         if len(order) < 2:
             raise ValueError("fine-tuning needs at least two people who answered")
         held_out = np.isin(survey.respondent, order[: max(1, min(100, round(_VALIDATION * len(order))))])
-        self.trained = np.flatnonzero(~held_out)  # answers
-        self.held_out = rng.permutation(np.flatnonzero(held_out))[:_VALIDATED]
+        self.trained = np.flatnonzero(~held_out & asked)
+        self.held_out = rng.permutation(np.flatnonzero(held_out & asked))[:_VALIDATED]
 
     # the Task interface ----------------------------------------------------------------------------------------
     def groups(self) -> list[dict[str, Any]]:
-        """All adapters alike."""
-        return [{"params": list(self.network.parameters()), "lr": _RATE}]
+        """All alike."""
+        return [{"params": list(self.network.parameters()), "lr": self.rate}]
 
     def identity(self) -> dict[str, Any]:
         """What must be the same to resume."""
@@ -304,6 +309,7 @@ class DescribedAnswers:
             "survey": self.survey.fingerprint,
             "descriptions": hashlib.sha256(some.encode()).hexdigest(),
             "lm": self.lm.fingerprint,
+            "rate": self.rate,
             "weights": [list(p.shape) for p in self.network.parameters()],
         }
 

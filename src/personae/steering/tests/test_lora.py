@@ -65,7 +65,7 @@ def fitted(lm, survey, voters) -> LoRA:
 
 def _task(steerer: LoRA, survey: Survey, people: OpinionModel) -> DescribedAnswers:
     adapters = torch.nn.ParameterList(p for p in steerer.adapted_.parameters() if p.requires_grad)
-    return DescribedAnswers(steerer.lm_, adapters, survey, people, steerer.describe_, 0)
+    return DescribedAnswers(steerer.lm_, adapters, survey, people, steerer.describe_, 1e-3, 0)
 
 
 def _weights(steerer: LoRA) -> dict[str, torch.Tensor]:
@@ -161,6 +161,32 @@ def test_before_any_step_it_is_the_lm_told_in_text(lm, survey, voters, monkeypat
             told.predict_proba(people, [*survey.questions, NEW], by),
             atol=1e-6,
         )
+
+
+@pytest.mark.parametrize(("rank", "rate"), [(4, 1e-3), (None, 5e-5)])
+def test_all_weights_are_trained_gently_and_adapters_are_not(lm, survey, voters, monkeypatch, rank, rate):
+    tasks = []
+    monkeypatch.setattr(lora, "train", lambda task, *more: tasks.append(task) or [])
+    LoRA(lm, rank=rank, steps=1).fit(survey, voters, progress=False)
+    talk = (Turn("bob", "Tea or coffee?"), Turn("ann", "Tea, please."))
+    LoRA(lm, rank=rank, steps=1).fit(Dialogues([Dialogue(i, talk) for i in "12"]), progress=False)
+    assert [group["lr"] for task in tasks for group in task.groups()] == [rate, rate]
+    assert tasks[0].identity()["rate"] == rate
+
+
+def test_a_question_of_more_options_than_letters_is_not_learned_from(lm, survey):
+    many = Question("brand", "Which of these do you buy?", tuple(f"brand {i}" for i in range(30)))
+    n = survey.n_respondents
+    wide = Survey(
+        [*survey.questions, many],
+        survey.respondent_ids,
+        np.concatenate([survey.respondent, np.arange(n)]),
+        np.concatenate([survey.question, np.full(n, 4)]),
+        np.concatenate([survey.option, np.arange(n) % 30]),
+        survey.traits,
+    )
+    steerer = LoRA(lm, steps=2).fit(wide, OpinionModel(n_components=1).fit(wide), progress=False)
+    assert np.isfinite(steerer.history_[-1]["nll"])
 
 
 # answering -------------------------------------------------------------------------------------------------------
