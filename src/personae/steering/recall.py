@@ -95,16 +95,18 @@ class Recall(nn.Module):
         logits : Tensor (C, N, Q, K)
             What N people are expected to answer to each question, -inf beyond its options.
         without : int Tensor (C,), optional
-            Questions that chats are not to recall; -1 for none.
+            Questions that chats are not to recall, unless there is no other to tell of; -1 for none.
         said : int Tensor (C, 2), optional
             Question and option of the reply, -1 where it is not known: if the chat recalls this question, this is told.
         """
         cosine = normalize((h - self.mean) @ self.whiten, dim=-1) @ self.keys.T  # (C, Q)
-        if without is not None:
-            left_out = without >= 0
-            cosine[left_out, without[left_out]] = -1.0
-        near = (cosine >= _NEAR) & (cosine == cosine.max(-1, keepdim=True).values)
         apart = apartness(logits.log_softmax(-1), self.marginal)  # (C, N, Q, K)
+        if without is not None:
+            left_out = torch.arange(len(self.keys), device=h.device) == without[:, None]  # (C, Q)
+            cosine = cosine.masked_fill(left_out, -1.0)
+            others = apart.masked_fill(left_out[:, None, :, None], -torch.inf)
+            apart = torch.where(torch.isfinite(others).flatten(2).any(-1)[..., None, None], others, apart)
+        near = (cosine >= _NEAR) & (cosine == cosine.max(-1, keepdim=True).values)
         if said is not None:
             named = (said[:, 0] >= 0).nonzero()[:, 0]
             logits = logits.clone()

@@ -88,6 +88,16 @@ def test_where_no_question_is_near_it_is_what_sets_somebody_apart(recall, lm, ch
 def test_a_question_that_is_taken_for_new_is_not_recalled(recall, lm, chats):
     assert told(recall, lm, chats[:1], leaning(5, 1), without=[-1])[0].startswith(" P,")
     assert told(recall, lm, chats[:1], leaning(5, 1), without=[0]) == [" 3, b"]
+    of_itself = leaning(0, 1, 9.0) + leaning(5, 1, 0.5)  # that very question sets this person most apart
+    assert told(recall, lm, elsewhere(chats), of_itself, without=[-1]) == [" P, m"]
+    assert told(recall, lm, chats[:1], of_itself, without=[0]) == [" 3, b"]
+
+
+def test_the_only_question_that_was_answered_is_told_all_the_same(lm, chats):
+    marginal = torch.zeros(Q, 3)
+    marginal[1] = uniform()[1].exp()
+    recall = Recall.of(lm, QUESTIONS, chats, marginal)
+    assert told(recall, lm, chats[1:2], leaning(1, 2), without=[1]) == [" T, u"]
 
 
 def test_what_a_reply_will_say_is_told_where_its_question_is_recalled(recall, lm, chats):
