@@ -48,7 +48,8 @@ class Turns:
     Parameters
     ----------
     dialogues : Dialogues
-        The turns of those who have persona sentences are learned, or those of everybody where nobody has.
+        The turns of those who have persona sentences are learned, or those of everybody where nobody has; dialogues
+        without such a turn are left out.
 
     Attributes
     ----------
@@ -57,16 +58,17 @@ class Turns:
     """
 
     def __init__(self, dialogues: Dialogues, seed: int) -> None:
-        if len(dialogues) < 2:
-            raise ValueError("replies are learned from two dialogues at least: one is held out to stop early")
         speaker = None if any(d.personas for d in dialogues) else "each"
-        learned, held_out = (part.examples(speaker) for part in dialogues.split(_VALIDATION, seed))
-        if not learned or not held_out:
+        some = [d for d in dialogues if any(speaker or turn.speaker in d.personas for turn in d.turns)]
+        if len(some) < 2:
+            whose = "" if speaker else " by somebody with persona sentences"
             raise ValueError(
-                f"there is nothing to learn: no replies in {len(dialogues)} dialogues; give more dialogues"
+                "replies are learned from two dialogues at least, of which one is held out to stop early; "
+                f"there are {len(some)} with replies{whose} among {len(dialogues):,}"
             )
-        some = np.random.default_rng(seed).permutation(len(held_out))[:_VALIDATED]
-        self.learned, self.held_out = learned, [held_out[i] for i in np.sort(some)]
+        learned, held_out = (part.examples(speaker) for part in Dialogues(some).split(_VALIDATION, seed))
+        read = np.random.default_rng(seed).permutation(len(held_out))[:_VALIDATED]
+        self.learned, self.held_out = learned, [held_out[i] for i in np.sort(read)]
         self.seed, self.fingerprint = seed, dialogues.fingerprint
         of_person: dict[tuple[str, str], list[Example]] = {}
         for example in learned:

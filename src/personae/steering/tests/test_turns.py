@@ -56,8 +56,19 @@ def test_a_long_history_loses_its_first_turns():
 
 def test_nothing_to_learn_is_said():
     silent = Dialogues([Dialogue(str(i), (Turn("bob", "hi"),), {"ann": ("i am quiet .",)}) for i in range(3)])
-    with pytest.raises(ValueError, match="no replies in 3 dialogues"):
+    with pytest.raises(ValueError, match="there are 0 with replies by somebody with persona sentences among 3"):
         Turns(silent, seed=0)
+    with pytest.raises(ValueError, match=r"two dialogues at least, .* there are 1 with replies among 1"):
+        Turns(made(1, persona=False), seed=0)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_few_dialogues_with_personas_are_learned_from(seed):
+    few, many = made(4), made(40, persona=False)
+    mixed = Dialogues([*(Dialogue(f"bare {d.id}", d.turns) for d in many), *few])
+    turns = Turns(mixed, seed)
+    assert {e.dialogue for e in turns.learned + turns.held_out} == {d.id for d in few}
+    assert len({e.dialogue for e in turns.held_out}) == 1
 
 
 def test_an_opening_by_somebody_unknown_is_a_chat_that_templates_take():
