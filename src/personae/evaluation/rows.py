@@ -23,7 +23,7 @@ from personae.people.text_opinion_model import TextOpinionModel
 from personae.steering import lora as _lora  # noqa: F401  registers itself
 from personae.steering.base import REGISTRY
 from personae.steering.persona_prompt import PersonaPrompt
-from personae.steering.text import Describe, SimilarAnswers, TextPrompt, describe_by_traits, nothing
+from personae.steering.text import Describe, SimilarAnswers, TextPrompt, describe_by_traits, every_different, nothing
 
 Predict = Callable[[Fitted, Cell], np.ndarray]
 COHORTS = (6, 10, 20, 30, 50)  # numbers of cohorts, as in the paper
@@ -409,13 +409,7 @@ def _told(fitted: Fitted, cell: Cell, describe: Describe) -> np.ndarray:
     people = {who: Persona(who, np.zeros(1), np.zeros((1, 1)), 1.0) for who in np.unique(pairs.respondents)}
     asked = [pairs.questions[j] for j in pairs.question]
     wanted = [(describe(people[who], q), q) for who, q in zip(pairs.respondents, asked, strict=True)]
-    different = list(dict.fromkeys(wanted))
-    lm = TextPrompt(fitted.lm).fit()
-    p = dict(zip(different, lm.predict_letters([t for t, _ in different], [q for _, q in different]), strict=True))
-    out = _empty(cell)
-    for i, w in enumerate(wanted):
-        out[i, : len(p[w])] = p[w]
-    return out
+    return every_different(wanted, TextPrompt(fitted.lm).fit().predict_letters)
 
 
 def rows_of(plan: Plan, cell: Cell, names: Iterable[str] | None = None) -> list[Row]:

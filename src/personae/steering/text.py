@@ -27,6 +27,20 @@ Describe = Callable[[Persona, Question | None], str]
 _QUESTION_CHARACTERS, _OPTION_CHARACTERS = 160, 60
 
 
+def every_different(
+    wanted: Sequence[tuple[str, Question]],
+    predict: Callable[[Sequence[str], Sequence[Question]], Sequence[np.ndarray]],
+) -> np.ndarray:
+    """Probabilities (n, K) of each (description, question), zero beyond a question's own options; what is wanted more
+    than once is asked once."""
+    different = list(dict.fromkeys(wanted))
+    found = dict(zip(different, predict([about for about, _ in different], [q for _, q in different]), strict=True))
+    out = np.zeros((len(wanted), max(len(q.options) for _, q in different)), dtype=np.float32)
+    for row, pair in zip(out, wanted, strict=True):
+        row[: len(found[pair])] = found[pair]
+    return out
+
+
 def nothing(persona: Persona, question: Question | None) -> str:
     """Of nobody anything: the raw LM."""
     return ""
@@ -67,14 +81,11 @@ class TextPrompt(Steerer):
     ) -> np.ndarray:
         """See `Steerer`; people of the same description are computed once."""
         check_read(read)
+        if not personas:
+            raise ValueError("nobody is asked; give at least one persona")
         wanted = [(self.describe(p, q), q) for p in personas for q in questions]
-        different = list(dict.fromkeys(wanted))
-        predict = self.predict_letters if read == "letters" else self._predict_texts
-        found = dict(zip(different, predict([about for about, _ in different], [q for _, q in different]), strict=True))
-        out = np.zeros((len(wanted), max(len(q.options) for q in questions)), dtype=np.float32)
-        for row, pair in zip(out, wanted, strict=True):
-            row[: len(found[pair])] = found[pair]
-        return out.reshape(len(personas), len(questions), -1)
+        p = every_different(wanted, self.predict_letters if read == "letters" else self._predict_texts)
+        return p.reshape(len(personas), len(questions), -1)
 
     @torch.no_grad()
     def predict_letters(self, about: Sequence[str], questions: Sequence[Question]) -> list[np.ndarray]:

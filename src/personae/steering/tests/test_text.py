@@ -99,6 +99,12 @@ def test_an_unknown_way_to_read_is_refused(told, by):
         told.predict_proba(PEOPLE, QUESTIONS, by)
 
 
+@pytest.mark.parametrize("by", READS)
+def test_nobody_is_asked(told, by):
+    with pytest.raises(ValueError, match="nobody is asked; give at least one persona"):
+        told.predict_proba([], [Question("q", "More trams?", ("yes", "no"))], by)
+
+
 def test_the_probabilities_are_the_lms_own(lm):
     """The next-token probabilities after the prompt, of the letters only."""
     question = QUESTIONS[1]
