@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dis
 import errno
 import json
 import math
@@ -84,10 +85,22 @@ def _explain(error: BaseException) -> tuple[str, int]:
         return f"{about}{error.strerror[0].lower()}{error.strerror[1:]}", 1
     if isinstance(error, MemoryError):
         return "there is not enough memory for this", 1
-    if isinstance(error, (ValueError, FloatingPointError, ModelNotFound)) and str(error):
+    if isinstance(error, (ValueError, FloatingPointError, ModelNotFound)) and str(error) and _is_said(error):
         return str(error), 1
     what = " ".join(f"{type(error).__name__}: {error}".split())
     return f"something unexpected went wrong ({what}); run the command again with --debug to see where", 1
+
+
+def _is_said(error: BaseException) -> bool:
+    """Whether a line of ours raises the error: a sentence of ours, not what zip or numpy says of a mistake of ours."""
+    trace = error.__traceback__
+    while trace and trace.tb_next:
+        trace = trace.tb_next
+    if trace is None:
+        return True
+    code = trace.tb_frame.f_code
+    ours = trace.tb_frame.f_globals.get("__name__", "").partition(".")[0] == __name__.partition(".")[0]
+    return ours and code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
 
 
 def _forget_output() -> None:
@@ -99,6 +112,18 @@ def _forget_output() -> None:
 
 
 # input -----------------------------------------------------------------------------------------------------------
+def named_after(path: str | Path, what: str) -> Path:
+    """What is made of a file if nobody names it: ``wave.2023.csv`` gives ``wave.2023-bundle``."""
+    from personae.data.labelled import LABELLED_ENDINGS
+    from personae.data.tables import TABLE_ENDINGS
+
+    name = Path(path).expanduser().resolve().name
+    for ending in (*TABLE_ENDINGS, *LABELLED_ENDINGS):
+        if name.lower().endswith(ending) and name != ending:
+            return Path(f"{name[: -len(ending)]}-{what}")
+    return Path(f"{name}-{what}")
+
+
 def hub_name(folder: Path) -> str | None:
     """``owner/name`` of a bundle that is on the hub, None of a folder."""
     name = str(folder).removeprefix(_HUB)
@@ -145,12 +170,14 @@ def read(path: str, **options: Any) -> tuple[Survey, dict[str, Any]]:
     if isinstance(options.get("traits"), str):
         options["traits"] = [name.strip() for name in options["traits"].split(",")]
     files = {"path": path, **{name: options.pop(name, None) for name in ("questions", "respondents")}}
-    source = {
-        name: file if file is None or file == "sample" else str(Path(file).expanduser().resolve())
-        for name, file in files.items()
-    }
+    source: dict[str, Any] = {name: None if file is None else absolute(file) for name, file in files.items()}
     with doing(f"reading {path}"):
         return read_survey(**source, **options), {**source, **options}
+
+
+def absolute(path: str) -> str:
+    """A survey's path as a bundle's manifest has it."""
+    return path if path == "sample" else str(Path(path).expanduser().resolve())
 
 
 def refuse_options(path: str, **options: Any) -> None:
@@ -170,7 +197,7 @@ def _read_store(path: str, sample: int | None, options: dict[str, Any]) -> tuple
         survey = sampled(store, sample)
     if survey.n_respondents < store.n_people:
         click.echo(f"{survey.n_respondents:,} random people of {store!r}", err=True)
-    return survey, {"path": str(Path(path).resolve()), "sample": sample}
+    return survey, {"path": absolute(path), "sample": sample}
 
 
 # output ----------------------------------------------------------------------------------------------------------

@@ -13,8 +13,10 @@ import click
 
 from personae.cli.common import (
     BundlePath,
+    absolute,
     command,
     doing,
+    named_after,
     percent,
     print_json,
     print_table,
@@ -31,6 +33,8 @@ if TYPE_CHECKING:
     from personae.people.cohorts import Cohorts
     from personae.people.opinion_model import OpinionModel
     from personae.scale.store import AnswerStore
+
+_LETTERS = 26  # of `personae.lm.prompts`, whose import would take seconds
 
 RECOGNISED = {
     "sample": "the embedded sample",
@@ -95,7 +99,9 @@ def fit(
 
     if k != "auto" and not k.isdecimal():
         raise click.BadParameter(f'"{k}" is neither a number nor auto', param_hint="--cohorts")
-    out = out or Path(_stem(path) + "-bundle")
+    if out is None:
+        out = named_after(path, "bundle")
+        _keep_other_data(out, path)
     _keep_what_took_long(out)
     if AnswerStore.is_at(path):
         refuse_options(path, **options)
@@ -114,6 +120,7 @@ def fit(
     cohorts = _cohorts(people, k, topic, seed)
     with doing("writing the bundle"):
         Bundle.write(out, people, cohorts, account=survey.account, source=source)
+    _tell_too_long(people)
     sizes = {"respondents": survey.n_respondents, "questions": survey.n_questions, "answers": survey.n_answers}
     if as_json:
         print_json(_summary(survey.account, sizes, people, cohorts, out))
@@ -156,6 +163,7 @@ def _fit_store(
         with doing("writing the bundle"):
             source = {"path": str(store.folder.resolve()), "sample": sample}
             Bundle.write(out, people, cohorts, account=account, source=source, everybody=everybody)
+    _tell_too_long(people)
     sizes = {"respondents": store.n_people, "questions": len(store.questions), "answers": store.n_answers}
     if as_json:
         print_json(_summary(account, sizes, people, cohorts, out))
@@ -176,19 +184,36 @@ def _cohorts(people: OpinionModel, k: str, topic: str | None, seed: int) -> Coho
         return Cohorts("auto" if k == "auto" else int(k), topic=topic, random_state=seed).fit(people)
 
 
-def _stem(path: str) -> str:
-    name = Path(path).expanduser().resolve().name
-    return name.split(".")[0] or name
-
-
 def _keep_what_took_long(out: Path) -> None:
-    from personae.bundle import Bundle
-    from personae.bundle_files import check_replaceable
+    from personae.bundle_files import check_replaceable, location
 
     check_replaceable(out)
-    if (out / "manifest.json").exists() and "steerer" in Bundle.open(out):
+    if (location(out) / "steerer").is_dir():  # looked for without opening: a damaged bundle may be fitted again
         raise click.ClickException(
             f"{out} holds a trained steerer, which a new fit would make useless; give another --out, or remove {out}"
+        )
+
+
+def _keep_other_data(out: Path, path: str) -> None:
+    """Nobody named the bundle, so one of other data is not replaced."""
+    from personae.bundle_files import BundleError, read_manifest
+
+    try:
+        source = read_manifest(out)["data"].get("source", {}).get("path")
+    except BundleError:
+        return  # there is none, or it has to be made again
+    if source != absolute(path):
+        raise click.ClickException(
+            f"{out} is a bundle of {source or 'other data'} and would be replaced; give another --out, or remove {out}"
+        )
+
+
+def _tell_too_long(people: OpinionModel) -> None:
+    if names := [q.id for q in people.questions_ if len(q.options) > _LETTERS]:
+        click.echo(
+            f"personae steer will refuse this survey: its letters reach to {_LETTERS} options, and more have: "
+            f"{', '.join(names)}; leave these questions out of the questions table, or join some of their options",
+            err=True,
         )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from personae.cli.common import command, doing, print_json
+from personae.cli.common import command, doing, named_after, print_json
 
 
 @command("store")
@@ -28,7 +28,7 @@ def store(answers: Path, questions: str, out: Path | None, as_json: bool) -> Non
     """
     from personae.scale.store import AnswerStore
 
-    out = out or Path(answers.resolve().name.split(".")[0] + "-store")
+    out = out or named_after(answers, "store")
     with doing(f"checking and sharding {answers}"):
         made = AnswerStore.write(answers, questions, out)
     if as_json:

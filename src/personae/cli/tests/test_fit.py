@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gzip
 import json
+import shutil
 
 import pandas as pd
 import pytest
@@ -35,6 +37,41 @@ def test_the_bundle_is_named_after_the_survey(run, survey_folder, tmp_path, monk
     run("fit", survey_folder / "responses.csv", *args, "--cohorts", 2)
     run("fit", survey_folder / "responses.csv", *args, "--cohorts", 3)  # and is replaced
     assert len(Bundle.open(tmp_path / "responses-bundle").cohorts) == 3
+
+
+def test_a_bundle_of_another_survey_is_not_replaced_unless_it_is_named(run, survey_folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for name in ("wave.2023.csv", "wave.2024.csv", "wave.2024.CSV.gz"):
+        content = (survey_folder / "responses.csv").read_bytes()
+        (tmp_path / name).write_bytes(gzip.compress(content) if name.endswith("gz") else content)
+    args = ["--questions", survey_folder / "questions.csv", "--cohorts", 2]
+    run("fit", "wave.2023.csv", *args)
+    run("fit", "wave.2024.csv", *args)
+    assert {p.name for p in tmp_path.iterdir() if p.is_dir()} == {"wave.2023-bundle", "wave.2024-bundle"}
+    refused = run("fit", "wave.2024.CSV.gz", *args, status=1).stderr.splitlines()
+    assert refused == [
+        f"wave.2024-bundle is a bundle of {tmp_path / 'wave.2024.csv'} and would be replaced; give another --out, or "
+        "remove wave.2024-bundle"
+    ]
+    run("fit", "wave.2024.CSV.gz", *args, "--out", "wave.2024-bundle")
+
+
+def test_a_damaged_bundle_can_be_fitted_again(run, survey_folder, fitted, tmp_path):
+    shutil.copytree(fitted, tmp_path / "b")
+    (tmp_path / "b" / "people" / "opinion_model.json").write_text("{}")
+    assert "fit again" in run("cohorts", tmp_path / "b", status=1).stderr
+    run("fit", survey_folder, "--out", tmp_path / "b", "--cohorts", 2)
+    run("cohorts", tmp_path / "b")
+
+
+def test_questions_that_have_too_many_options_for_a_steerer_are_named(run, tmp_path):
+    options = [f"party {i}" for i in range(27)]
+    (tmp_path / "questions.csv").write_text(f"question,text,options\nvote,Who?,{'|'.join(options)}\nok,Ok?,yes|no\n")
+    rows = [f"r{i},{options[i % 27]},{('yes', 'no')[i % 2]}" for i in range(60)]
+    (tmp_path / "r.csv").write_text("respondent,vote,ok\n" + "\n".join(rows))
+    args = ["--questions", tmp_path / "questions.csv", "--out", tmp_path / "b", "--cohorts", 1]
+    said = run("fit", tmp_path / "r.csv", *args, "--json").stderr
+    assert "personae steer will refuse this survey: its letters reach to 26 options, and more have: vote;" in said
 
 
 @pytest.mark.parametrize(

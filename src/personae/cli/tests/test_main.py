@@ -12,6 +12,8 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 
 import personae
@@ -106,6 +108,20 @@ def test_every_failure_is_one_sentence(run, monkeypatch, error, sentence):
     debugged = run("cohorts", "b", "--debug", status=1)
     assert "Traceback" in debugged.stderr
     assert sentence in debugged.stderr.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "mistake",
+    [
+        lambda: list(zip([1], [], strict=True)),
+        lambda: np.bincount([-1]),
+        lambda: np.zeros(2) @ np.zeros(3),
+        lambda: pd.Series([1]).to_frame().set_axis([1, 2], axis=1),
+    ],
+)
+def test_a_mistake_of_ours_is_no_sentence(run, monkeypatch, mistake):
+    monkeypatch.setattr("personae.bundle.Bundle.open", lambda *_: mistake())
+    assert "something unexpected went wrong (ValueError: " in one_sentence(run("cohorts", "b", status=1).stderr)
 
 
 def test_a_full_disk_under_stdout():
