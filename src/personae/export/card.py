@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -125,7 +126,7 @@ def bundle_card(
         + ("" if steerer is None else f", and virtual tokens that make {_plain(steerer['lm']['name'])} answer as them")
         + f": a bundle of personae {manifest['personae']}.",
         "## Use",
-        f"```\npersonae ask hf:{repo_id} {people.questions_[0].id}\npersonae chat hf:{repo_id}\n```",
+        f"```\n{_commands(bundle, repo_id)}\n```",
         f'```python\nfrom personae import Bundle\n\nbundle = Bundle.from_pretrained("{repo_id}")\n```',
         "## What is in it",
         f"- a vector of {people.vectors_.shape[1]} numbers and {people.traits_.shape[1]} traits of each person, under "
@@ -153,6 +154,14 @@ def bundle_card(
         "people asked. Groups of fewer than ten people are left out.",
     ]
     return _card(metadata, lines)
+
+
+def _commands(bundle: Opened, repo_id: str) -> str:
+    """What works with this bundle: talk needs a steerer, and somebody to speak as."""
+    name = bundle.cohorts[0].name if "cohorts" in bundle else str(bundle.people.respondent_ids_[0])
+    lines = [["ask", f"hf:{repo_id}", bundle.people.questions_[0].id]]
+    lines += [["chat", f"hf:{repo_id}", "--as", name]] if bundle.manifest["steerer"] is not None else []
+    return "\n".join(shlex.join(["personae", *words]) for words in lines)
 
 
 def _cohorts(bundle: Opened) -> Table:

@@ -39,7 +39,12 @@ def save(model: Model, folder: Path) -> None:
         "fingerprint": model.fingerprint_,
     }
     (folder / "opinion_model.json").write_text(json.dumps(facts, indent=1), encoding="utf-8")
-    model.traits_.reset_index(names="__respondent__").to_parquet(folder / "respondents.parquet", index=False)
+    traits = model.traits_.copy()
+    id_name = "__respondent__"  # the first column, under a name that no trait has
+    while id_name in traits.columns:
+        id_name += "_"
+    traits.insert(0, id_name, traits.index)
+    traits.to_parquet(folder / "respondents.parquet", index=False)
     columns = ("id", "text", "options", "title", "topic")
     table = pd.DataFrame({c: [getattr(q, c) for q in model.questions_] for c in columns})
     table.to_parquet(folder / "questions.parquet", index=False)
@@ -59,7 +64,8 @@ def load(make: Callable[..., Model], folder: Path) -> Model:
         raise ValueError(
             f"the opinion model in {folder} has format {found}, this version reads {_FORMAT}; fit it again"
         )
-    traits = pd.read_parquet(folder / "respondents.parquet").set_index("__respondent__")
+    traits = pd.read_parquet(folder / "respondents.parquet")
+    traits = traits.set_index(traits.columns[0])
     table = pd.read_parquet(folder / "questions.parquet").to_dict("records")
     t = load_file(folder / "opinion_model.safetensors")
     _check(folder, t, len(traits), len(table), facts)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import sqlalchemy as sa
-from sqlalchemy.exc import ArgumentError, OperationalError
+from sqlalchemy.exc import ArgumentError, DatabaseError
 
 from personae.people.persona import Persona
 
@@ -86,7 +86,7 @@ class PersonaStore:
             sa.event.listen(self.engine, "connect", _prepare_sqlite)
         try:
             _table.metadata.create_all(self.engine)
-        except OperationalError as error:
+        except DatabaseError as error:  # SQLite says of a file that is none that it is no database
             reason = " ".join(str(error.orig).split())
             raise ValueError(f"the store {parsed.render_as_string()} cannot be opened: {reason}") from None
 

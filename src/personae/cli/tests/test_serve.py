@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import shlex
 import shutil
 import signal
@@ -95,6 +96,12 @@ def test_a_port_that_is_taken(run, fitted):
         port = taken.getsockname()[1]
         result = run("serve", fitted, "--port", port, status=1)
     assert f"cannot listen on 127.0.0.1:{port} (address already in use)" in result.stderr
+
+
+def test_a_host_that_is_nowhere(run, fitted, tmp_path):
+    run("serve", "--keys", tmp_path / "keys.json", "--new-key", "ann")
+    result = run("serve", fitted, "--host", "nosuchhost.invalid", "--keys", tmp_path / "keys.json", status=1)
+    assert re.search(r"cannot listen on nosuchhost\.invalid:8000 \(.+\); give another", result.stderr)
 
 
 def test_a_key_is_shown_once(run, tmp_path):

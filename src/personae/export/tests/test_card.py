@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import json
 
 import pytest
@@ -7,6 +8,7 @@ from huggingface_hub import ModelCard
 
 from personae.bundle import Bundle
 from personae.data.sample import load_sample
+from personae.data.survey import Question
 from personae.export.card import bundle_card
 from personae.people.opinion_model import OpinionModel
 
@@ -66,6 +68,17 @@ def test_cohorts_are_named_with_their_sizes(bundle):
 def test_small_cohorts_are_not_counted(bundle):
     bundle.cohorts.summary_.loc[0, "people"] = 9
     assert "| cohort-0 | fewer than 10 |" in bundle_card(bundle, "ann/town")
+
+
+def test_the_commands_of_a_card_are_those_that_work(bundle, people, tmp_path):
+    used = bundle_card(bundle, "ann/town").split("## Use")[1]
+    assert "personae ask hf:ann/town q0\npersonae chat hf:ann/town --as cohort-0\n" in used
+    people = copy.copy(people)
+    people.questions_ = (Question("so what?", "So what?", ("yes", "no")), *people.questions_[1:])
+    silent = Bundle.write(tmp_path / "silent", people)
+    used = bundle_card(silent, "ann/town").split("## Use")[1]
+    assert "personae ask hf:ann/town 'so what?'\n" in used
+    assert "personae chat" not in used
 
 
 def test_the_sample_is_cited(tmp_path):

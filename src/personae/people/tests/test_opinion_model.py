@@ -335,3 +335,14 @@ def test_general_social_survey(gss, halve):
     p = people.predict_proba_pairs(test.respondent, test.question)
     assert (p.argmax(1) == test.option).mean() > 0.633
     assert likelihood(p, test) < 0.829
+
+
+def test_a_trait_may_have_any_name(survey, tmp_path):
+    some = survey.select(survey.respondent_ids[:60])
+    some.traits = pd.DataFrame({"__respondent__": ["a", "b"] * 30, "respondent": "x"}, index=some.respondent_ids)
+    people = OpinionModel(n_components=2).fit(some)
+    people.save(tmp_path)
+    loaded = OpinionModel.load(tmp_path)
+    assert list(loaded.respondent_ids_) == list(some.respondent_ids)
+    assert loaded.traits_["__respondent__"].tolist() == ["a", "b"] * 30
+    assert loaded.traits_["respondent"].tolist() == ["x"] * 60

@@ -176,3 +176,11 @@ def test_a_store_that_cannot_be_opened_says_why(url, sentence):
     with pytest.raises(ValueError, match=sentence) as error:
         PersonaStore(url, "m")
     assert "password" not in str(error.value)
+
+
+def test_a_file_that_is_no_database_is_left_as_it_is(tmp_path):
+    file = tmp_path / "some.csv"
+    file.write_text("respondent,tea\n" * 99)
+    with pytest.raises(ValueError, match=r"the store .*some\.csv cannot be opened: file is not a database"):
+        PersonaStore(f"sqlite:///{file}", "m")
+    assert file.read_text() == "respondent,tea\n" * 99
