@@ -116,7 +116,7 @@ def train(
     from personae.bundle import Bundle
     from personae.bundle_files import check_replaceable
 
-    out = out or Path(Path(path).name.split(".")[0] + "-bundle")
+    out = out or Path(Path(path).stem + "-bundle")
     check_replaceable(out)
     if (out / "manifest.json").exists():
         raise click.ClickException(f"{out} is a bundle already; give another --out, or remove it")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import os
 from collections.abc import Iterable, Sequence
@@ -21,7 +20,7 @@ from personae.bundle_files import BundleError
 from personae.data.survey import Question
 from personae.people.cohorts import Cohorts
 from personae.people.map import plot_map
-from personae.people.suppression import hidden_cells, protected
+from personae.people.suppression import shown
 from personae.report.figures import plot_training
 from personae.report.tables import Table, about_evaluation, between, evaluation_tables, percent, read_evaluation
 
@@ -87,7 +86,7 @@ def report(bundle: Bundle, evaluation: Path | None = None) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("personae.report", ""), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    cohorts = _shown(bundle.cohorts) if "cohorts" in bundle else None
+    cohorts = shown(bundle.cohorts) if "cohorts" in bundle else None
     questions = bundle.people.questions_
     steerer = _about_steerer(bundle)
     history = steerer.get("history") or []
@@ -112,17 +111,6 @@ def report(bundle: Bundle, evaluation: Path | None = None) -> str:
         provenance=_provenance(bundle, steerer),
         script=Markup(get_plotlyjs()),
     )
-
-
-def _shown(cohorts: Cohorts) -> Cohorts:
-    """The same cohorts without what tells a small cell, or the size of a small cohort, by subtraction."""
-    cohorts = copy.copy(cohorts)
-    cohorts.profiles_ = protected(cohorts.profiles_, cohorts.minimum)
-    sizes = cohorts.summary_.people.to_numpy(dtype=float)[None]  # (1, k)
-    hide = hidden_cells(sizes, cohorts.minimum, sizes.sum(1))[0]
-    cohorts.summary_ = cohorts.summary_.astype({"people": float})
-    cohorts.summary_.loc[hide, ["people", "share"]] = np.nan
-    return cohorts
 
 
 def _plain(figure: Figure) -> Markup:
