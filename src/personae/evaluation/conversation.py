@@ -254,23 +254,6 @@ def of_lm(replies: Replies, examples: Examples) -> Iterator[tuple[str, Interval]
         yield "prefers_own", examples.dialogues.interval(prefers)
 
 
-def perplexity(nll: np.ndarray, tokens: np.ndarray) -> float:
-    """exp of the mean NLL of a token; every token counts the same, so that long replies count more.
-
-    Parameters
-    ----------
-    nll : float array (n,)
-        Summed over each reply's tokens, in nats.
-    tokens : int array (n,)
-
-    Examples
-    --------
-    >>> round(perplexity(np.log([4.0, 64.0]), np.array([1, 3])), 3)  # four tokens, each one of four
-    4.0
-    """
-    return float(np.exp(np.sum(nll) / np.sum(tokens)))
-
-
 def persona_gap(own: np.ndarray, swapped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Whether replies fit their own persona better than a random other one, pair by pair.
 

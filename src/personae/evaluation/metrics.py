@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 from scipy.sparse import csr_matrix
 
-from personae.evaluation.intervals import by_person, people_of, same_length
+from personae.evaluation.intervals import people_of, same_length
 
 _FLOOR = 1e-9  # one answer that was thought impossible must not make a mean infinite
 
@@ -151,18 +151,6 @@ def expected_calibration_error(p: np.ndarray, option: np.ndarray, bins: int = 10
 
 
 # over people and groups ------------------------------------------------------------------------------------------
-def macro(values: np.ndarray, person: np.ndarray) -> float:
-    """Mean over people of each person's mean: everybody counts the same, however many answers they gave.
-
-    Examples
-    --------
-    >>> macro(np.array([1.0, 1.0, 1.0, 0.0]), np.array(["ann", "ann", "ann", "bob"]))
-    0.5
-    """
-    total, count = by_person(values, people_of(person))
-    return float((total / count).mean())
-
-
 def lift(accuracy: float, majority: float, ceiling: float) -> float:
     """Share of the way from always saying each question's most frequent option (0) to a ceiling (1).
 

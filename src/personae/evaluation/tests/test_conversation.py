@@ -13,7 +13,6 @@ from personae.evaluation.conversation import (
     anchors,
     compare_replies,
     distinct_interval,
-    perplexity,
     persona_gap,
 )
 from personae.evaluation.replies import bleu, distinct, distinct_at, f1, self_bleu
@@ -125,10 +124,6 @@ def test_of_the_true_replies(found):
     assert line(found, "mine", "persona_gap").estimate == pytest.approx(0.2)
     assert line(found, "mine", "prefers_own").estimate == 0.5
     assert line(found, "mine", "stopped").estimate == 0.75
-
-
-def test_perplexity_counts_tokens():
-    assert perplexity(np.array([1.0, 9.0]), np.array([1, 4])) == pytest.approx(np.exp(2))
 
 
 def test_gap_by_hand():

@@ -11,7 +11,6 @@ from personae.evaluation.metrics import (
     brier,
     expected_calibration_error,
     lift,
-    macro,
     nll,
     ordinal_error,
     reliability,
@@ -140,17 +139,11 @@ def test_the_calibrated_are_found_calibrated_with_many_answers_and_the_overconfi
 
 
 # over people and groups ------------------------------------------------------------------------------------------
-def test_macro_and_lift_by_hand():
-    values, who = np.array([1.0, 0, 1, 1, 0.5]), np.array(["b", "a", "b", "b", "c"])
-    assert macro(values, who) == pytest.approx((0 + 1 + 0.5) / 3)
+def test_lift_by_hand():
     assert lift(0.6, 0.5, 0.7) == pytest.approx(0.5)
     assert lift(0.45, 0.5, 0.7) == pytest.approx(-0.25)
     with pytest.raises(ValueError, match=r"ceiling \(0.5\) is not above the majority \(0.5\)"):
         lift(0.6, 0.5, 0.5)
-    with pytest.raises(ValueError, match="is nobody's"):
-        macro(values, np.array(["b", None, "b", "b", "c"], dtype=object))
-    with pytest.raises(ValueError, match="5 values are given for the answers of 4"):
-        macro(values, who[:4])
 
 
 def test_representativeness_by_hand():
