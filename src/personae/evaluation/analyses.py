@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -30,7 +29,8 @@ def groupings(fitted: Fitted, cell: Cell) -> dict[str, pd.Series]:
 
 
 def by_groups(cell: Cell, scored: Mapping[str, Scored], groups: Mapping[str, pd.Series]) -> dict[str, Any]:
-    """Representativeness of everybody and of groups, the widest gaps, and calibration, of every row's first seed."""
+    """Representativeness of everybody and of groups and calibration, of every row's first seed, and the widest gaps, of
+    the mean over its seeds."""
     near: list[dict[str, Any]] = []
     gaps: list[dict[str, Any]] = []
     curves: dict[str, list[dict[str, Any]]] = {}
@@ -74,36 +74,37 @@ def coherences(fitted: Fitted, cell: Cell) -> list[dict[str, Any]]:
     train, seed = fitted.train, fitted.random_state
     ids = train.respondent_ids
     cohorts = {len(fitted.cohorts): fitted.cohorts}
-    for k in COHORTS:
-        with suppress(ValueError):  # people differ too little for so many cohorts
-            if 10 * k <= len(ids):
-                cohorts[k] = fitted.cohorts_of(k)
+    cohorts |= {k: some for k in COHORTS if (some := fitted.cohorts_of(k)) is not None}
     groups = {f"{k} cohorts": pd.Series(c.labels_, index=ids) for k, c in sorted(cohorts.items())}
     traits = [str(t) for t in train.traits.columns if train.traits[t].nunique() > 1]
     groups |= {t: train.traits[t] for t in traits}
-    found = [_coherence(train, cell, name, g) for name, g in groups.items()]
-    best = sorted((f for f in found if f["groups_by"] in traits), key=lambda f: -f["explained"])[:2]
+    found = [line for name, g in groups.items() for line in _coherence(train, cell, name, g)]
+    known = [f for f in found if f["groups_by"] in traits and f["explained"] is not None]
+    best = sorted(known, key=lambda f: -f["explained"])[:2]
     if len(best) == 2:
         names = [b["groups_by"] for b in best]
         groups[" x ".join(names)] = both = crossed(train.traits, names)
-        found.append(_coherence(train, cell, " x ".join(names), both))
-    found += [
-        _coherence(train, cell, f"random, sizes of {name}", random_groups(groups[name], seed))
-        for name in (*(b["groups_by"] for b in best[:1]), f"{len(fitted.cohorts)} cohorts")
-    ]
+        found += _coherence(train, cell, " x ".join(names), both)
+    for name in (*(b["groups_by"] for b in best[:1]), f"{len(fitted.cohorts)} cohorts"):
+        found += _coherence(train, cell, f"random, sizes of {name}", random_groups(groups[name], seed))
     asked = {cell.pairs.questions[j].id for j in np.unique(cell.pairs.question)}
     for topic in sorted({q.topic for q in train.questions if q.topic}):
         mine = [q.id for q in train.questions if q.topic == topic]
         if asked & set(mine):
             name = f"{len(fitted.cohorts)} cohorts"
-            found.append(_coherence(train, cell, name, groups[name], mine, topic))
+            found += _coherence(train, cell, name, groups[name], mine, topic)
     return found
 
 
 def _coherence(
     train: Any, cell: Cell, name: str, groups: pd.Series, topic: list[str] | None = None, about: str = ""
-) -> dict[str, Any]:
-    return {"groups_by": name, "topic": about, **_plain(coherence(train, cell.pairs, groups, topic).iloc[0])}
+) -> list[dict[str, Any]]:
+    """One line; none where no held-out answer can be predicted so, as by a trait that only two people have."""
+    try:
+        line = coherence(train, cell.pairs, groups, topic).iloc[0]
+    except ValueError:
+        return []
+    return [{"groups_by": name, "topic": about, **_plain(line)}]
 
 
 def _plain(line: pd.Series) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -49,6 +49,15 @@ REFERENCES = {  # rows to which every other is compared, answer by answer
 }
 _DRAWN = ("raw LM", _PERSON, "opinion model", "opinion model on the question's text")  # beside what was observed
 _PILOT = 32  # answers by which the speed of a row is known
+_MORE = 1.5  # so many times the time that kept answers took is worth predicting anew
+
+
+class Cost(NamedTuple):
+    """Of the answers that are kept of a slow row: how many, seconds for them, and seconds with the pilot."""
+
+    answers: int
+    predicting: float
+    spent: float
 
 
 class Predictions:
@@ -81,15 +90,22 @@ class Predictions:
         table = pd.read_parquet(path)
         return Run(table["answer"].to_numpy(), table.drop(columns="answer").to_numpy(np.float32))
 
-    def has(self, cell: Cell, row: Row, seed: int, least: int) -> bool:
-        """Whether at least so many answers were predicted."""
-        path = self.path(cell.name, row.name, seed)
-        return path.exists() and pq.read_metadata(path).num_rows >= least
+    def answers(self, cell: str, row: str, seed: int) -> int:
+        """How many answers were predicted."""
+        path = self.path(cell, row, seed)
+        return pq.read_metadata(path).num_rows if path.exists() else 0
 
-    def put(self, cell: str, row: str, seed: int, run: Run) -> None:
+    def cost(self, cell: str, row: str, seed: int) -> Cost | None:
+        """What was kept of a slow row has taken; None where nothing was, or it does not say."""
+        path = self.path(cell, row, seed)
+        kept = pd.read_parquet(path).attrs.get("cost") if path.exists() else None
+        return None if kept is None else Cost(*kept)
+
+    def put(self, cell: str, row: str, seed: int, run: Run, cost: Cost | None = None) -> None:
         """Keep what was predicted."""
         table = pd.DataFrame(run.p, columns=[f"p{k}" for k in range(run.p.shape[1])])
         table.insert(0, "answer", run.at)
+        table.attrs["cost"] = cost
         write(self.path(cell, row, seed), table)
 
 
@@ -125,7 +141,7 @@ def evaluate(
         Answers of a cell that are predicted; fewer where an answer costs a whole pass of the LM.
     budget : float, optional
         Minutes for the predictions of slow rows, their training not counted, shared among those that are left; fewer
-        answers are predicted to keep it, and ``n`` says how many.
+        answers are predicted to keep it, and ``n`` says how many. A later call with a clearly larger one predicts more.
     ceiling : float, optional
         Accuracy of people who were asked again, for ``lift``.
     replies : int
@@ -157,7 +173,6 @@ def evaluate(
     }
     kept = Predictions(Path(out), identity)
     cells = {**plan.cells, **({"tuning": plan.tuning} if len(plan.tuning) else {})}
-    least = 0 if budget is not None else slow_answers  # a run under a budget may have kept fewer
     started, slow_seconds = time.monotonic(), 0.0
     left = [
         (seed, cell, row)
@@ -166,24 +181,40 @@ def evaluate(
         for row in rows_of(plan, cell, named)
         if (row.trained or seed == seeds[0])
         and not (row.slow and cell is plan.tuning)
-        and not kept.has(cell, row, seed, min(least, len(cell)) if row.slow else len(cell))
+        and (
+            kept.answers(cell.name, row.name, seed) < (min(slow_answers, len(cell)) if row.slow else len(cell))
+            or (row.slow and budget is not None)  # which shares the budget, finished or not
+        )
     ]
-    slow_left = sum(row.slow for _, _, row in left)
     first = fitted = Fitted(plan, lm, steps, seeds[0], Path(out) / "steerers", progress)
+    for name in dict.fromkeys(row.name for _, _, row in left if not row.possible(first)):
+        say(f"{name}: left out, since people are too few or differ too little for so many cohorts")
+        left = [each for each in left if each[2].name != name]
+    slow_left = sum(row.slow for _, _, row in left)
     for seed, cell, row in left:
         if seed != fitted.seed:
             fitted = first.with_seed(seed)
-        say(f"{cell.name}: {row.name}" + (f", seed {seed}" if row.trained else ""))
-        at = np.arange(len(cell))
-        if row.slow:
-            row.predict(fitted, cell[cell.pairs.sampled(2, 0)])  # what is trained on the way is not the row's speed
-            begin = time.monotonic()
-            seconds = None if budget is None else max(0.0, budget * 60 - slow_seconds) / slow_left
-            at = _affordable(fitted, cell, row, slow_answers, seconds)
-        kept.put(cell.name, row.name, seed, Run(at, row.predict(fitted, cell[at])))
-        if row.slow:
-            slow_seconds += time.monotonic() - begin
-            slow_left -= 1
+        what = f"{cell.name}: {row.name}" + (f", seed {seed}" if row.trained else "")
+        if not row.slow:
+            say(what)
+            kept.put(cell.name, row.name, seed, Run(np.arange(len(cell)), row.predict(fitted, cell)))
+            continue
+        seconds = None if budget is None else max(0.0, budget * 60 - slow_seconds) / slow_left
+        slow_left -= 1
+        wanted = most = min(slow_answers, len(cell))
+        if seconds is not None and (n := kept.answers(cell.name, row.name, seed)):
+            before = kept.cost(cell.name, row.name, seed) or Cost(n, np.inf, 0.0)  # who does not say is left as it is
+            most = int(min(wanted, seconds * n / before.predicting))
+            if n >= wanted or seconds < _MORE * before.predicting:
+                if n < wanted:
+                    say(f"{what}: the budget does not allow clearly more than the {n:,} answers that are kept")
+                slow_seconds += before.spent
+                continue
+            seconds = None
+        say(what)
+        run, cost = _slowly(fitted, cell, row, most, seconds)
+        kept.put(cell.name, row.name, seed, run, cost)
+        slow_seconds += cost.spent
     scored = {name: _scored(plan, cell, kept, seeds) for name, cell in plan.cells.items()}
     shown = {n: (plan.cells[n], rows_of_cell) for n, (rows_of_cell, _) in scored.items() if n in ("seen", "new")}
     taken_on = machine(torch.get_num_threads(), "torch", "transformers")
@@ -240,6 +271,17 @@ def _sizes(plan: Plan, cells: dict[str, Cell]) -> dict[str, Any]:
         if cell.given is not None:
             sizes[name]["given"] = cell.given.n_answers / cell.given.n_respondents
     return sizes
+
+
+def _slowly(fitted: Fitted, cell: Cell, row: Row, most: int, seconds: float | None) -> tuple[Run, Cost]:
+    """Predictions of a slow row for as many answers as it has time for."""
+    row.predict(fitted, cell[cell.pairs.sampled(2, 0)])  # what is trained on the way is not the row's speed
+    begin = time.monotonic()
+    at = _affordable(fitted, cell, row, most, seconds)
+    middle = time.monotonic()
+    run = Run(at, row.predict(fitted, cell[at]))
+    end = time.monotonic()
+    return run, Cost(len(at), end - middle, end - begin)
 
 
 def _affordable(fitted: Fitted, cell: Cell, row: Row, most: int, seconds: float | None) -> np.ndarray:

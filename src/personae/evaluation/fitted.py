@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,6 +26,7 @@ from personae.people.text_opinion_model import TextOpinionModel
 from personae.steering.base import REGISTRY, Steerer
 from personae.steering.text import describe_by_traits
 
+_A_COHORT = 10  # people of a cohort on average, at least
 _SEEDLESS = ("people", "paper", "cohorts", "encoder", "text_model", "text_model_minilm")  # see Fitted.with_seed
 
 
@@ -88,7 +90,7 @@ class Fitted:
         self.folder, self.progress = folder, progress
         self._lm = lm
         self._steerers: dict[str, Steerer] = ready.pop("steerers", {})
-        self._cohorts: dict[int, Cohorts] = {}
+        self._cohorts: dict[int, Cohorts | None] = {}
         self.memory: dict[Any, Any] = {}  # what several rows share
         vars(self).update(ready)
 
@@ -124,10 +126,13 @@ class Fitted:
     def encoder(self) -> SentenceEncoder:
         return SentenceEncoder.load("minilm")
 
-    def cohorts_of(self, k: int) -> Cohorts:
-        """Cohorts of a given number."""
+    def cohorts_of(self, k: int) -> Cohorts | None:
+        """Cohorts of a given number; None where people are too few for it, or differ too little."""
         if k not in self._cohorts:
-            self._cohorts[k] = Cohorts(k=k, random_state=self.random_state).fit(self.people, self.train)
+            self._cohorts[k] = None
+            if self.train.n_respondents >= _A_COHORT * k:
+                with suppress(ValueError):
+                    self._cohorts[k] = Cohorts(k=k, random_state=self.random_state).fit(self.people, self.train)
         return self._cohorts[k]
 
     def group(self, cell: Cell) -> Group:

@@ -50,8 +50,8 @@ class Row:
         Whether it needs traits.
     costly : bool
         Whether its training, too, costs whole passes of the LM; such a row is only run when it is named.
-    people : int
-        Fitted people that it takes.
+    cohorts : int
+        It takes fitted people who can be split into so many.
     """
 
     name: str
@@ -62,7 +62,11 @@ class Row:
     trained: bool = False
     traits: bool = False
     costly: bool = False
-    people: int = 0
+    cohorts: int = 0
+
+    def possible(self, fitted: Fitted) -> bool:
+        """Whether the fitted people can be split as it needs them to be."""
+        return not self.cohorts or fitted.cohorts_of(self.cohorts) is not None
 
 
 ROWS: dict[str, Row] = {}
@@ -102,7 +106,12 @@ def trait_majority(fitted: Fitted, cell: Cell) -> np.ndarray:
 @row("cohort majority", new=False)
 def cohort_majority(fitted: Fitted, cell: Cell) -> np.ndarray:
     """What the members of the person's cohort answered."""
-    group, cohorts = fitted.group(cell), fitted.cohorts
+    return _cohort_majority(fitted, cell, fitted.cohorts)
+
+
+def _cohort_majority(fitted: Fitted, cell: Cell, cohorts: Cohorts | None) -> np.ndarray:
+    assert cohorts is not None
+    group = fitted.group(cell)
     mine = pd.Series(cohorts.assign(group.vectors)[group.row])
     return _of_groups(fitted.train, pd.Series(cohorts.labels_), mine, cell)
 
@@ -191,17 +200,15 @@ def trait_group(fitted: Fitted, cell: Cell) -> np.ndarray:
 
 
 def _of_k(k: int) -> None:
-    @row(f"cohort majority, {k}", new=False, people=10 * k)
+    @row(f"cohort majority, {k}", new=False, cohorts=k)
     def counted(fitted: Fitted, cell: Cell) -> np.ndarray:
         """What the members of the person's cohort answered, of a given number of cohorts."""
-        group, cohorts = fitted.group(cell), fitted.cohorts_of(k)
-        mine = pd.Series(cohorts.assign(group.vectors)[group.row])
-        return _of_groups(fitted.train, pd.Series(cohorts.labels_), mine, cell)
+        return _cohort_majority(fitted, cell, fitted.cohorts_of(k))
 
-    @row(f"steered LM, {k} cohorts", trained=True, people=10 * k)
+    @row(f"steered LM, {k} cohorts", trained=True, cohorts=k)
     def centroids(fitted: Fitted, cell: Cell) -> np.ndarray:
         """The centroid of the person's cohort, of a given number of cohorts."""
-        ks = [k for k in COHORTS if 10 * k <= fitted.train.n_respondents]
+        ks = [k for k in COHORTS if fitted.cohorts_of(k) is not None]
         return _steered(fitted, cell, ks)[f"{k} cohorts"]
 
 
@@ -293,7 +300,8 @@ def _own(fitted: Fitted, cell: Cell) -> StandIns:
     return StandIns(group.vectors, np.broadcast_to(typical, (len(group.vectors), *typical.shape)), group.row)
 
 
-def _cohorts(cohorts: Cohorts, mine: StandIns) -> StandIns:
+def _cohorts(cohorts: Cohorts | None, mine: StandIns) -> StandIns:
+    assert cohorts is not None
     return StandIns.of(list(cohorts), cohorts.assign(mine.vectors)[mine.row])
 
 
@@ -421,7 +429,5 @@ def rows_of(plan: Plan, cell: Cell, names: Iterable[str] | None = None) -> list[
     return [
         row
         for row in map(ROWS.__getitem__, wanted)
-        if (row.new if cell.new else row.known)
-        and (plan.traits.shape[1] or not row.traits)
-        and plan.train.n_respondents >= row.people
+        if (row.new if cell.new else row.known) and (plan.traits.shape[1] or not row.traits)
     ]

@@ -102,7 +102,8 @@ def compare(fitted: Fitted, cell: Cell, rows: Iterable[str] | None = None, slow_
     Parameters
     ----------
     rows : names of `personae.evaluation.rows.ROWS`, optional
-        All of them by default; those that do not apply to the cell are left out.
+        All of them by default; those that do not apply to the cell, or take more cohorts than people can be split into,
+        are left out.
     slow_answers : int
         Answers of rows that cost a whole pass of the LM each.
 
@@ -114,7 +115,7 @@ def compare(fitted: Fitted, cell: Cell, rows: Iterable[str] | None = None, slow_
     if len(cell) == 0:
         raise ValueError("there are no answers to compare on; hold more out")
     out = []
-    for row in rows_of(fitted.plan, cell, rows):
+    for row in (r for r in rows_of(fitted.plan, cell, rows) if r.possible(fitted)):
         at = cell.pairs.sampled(slow_answers if row.slow else len(cell), 0)
         run = Run(at, row.predict(fitted, cell[at]))
         out.append({"row": row.name, **Scored(cell, [run]).summary()})

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from personae.data.survey import Question, Survey
 from personae.evaluation import evaluate as module
 from personae.evaluation.evaluate import COMBINED, REFERENCES, Predictions, evaluate
 from personae.evaluation.plan import Plan, make_plan
@@ -160,6 +163,18 @@ def test_a_budget_buys_fewer_answers_of_slow_rows_and_says_so(plan, tmp_path, mo
     assert n["seen"]["majority"] == len(plan.cells["seen"])
     assert all(16 <= of[row.name] <= 40 for of in n.values())
 
+    def of_seen(budget: float) -> tuple[int, int]:
+        asked.clear()
+        again = evaluate(plan, tmp_path, rows, slow_answers=100, budget=budget, lm=tiny_lm("llama"))
+        return next(r["n"] for r in again["tables"]["seen"] if r["row"] == row.name), len(asked)
+
+    assert of_seen(3.4) == (40, 0)  # the same budget, the same answers
+    assert of_seen(4.0) == (40, 0)  # not worth predicting anew
+    whole = len(plan.cells["seen"])
+    assert 40 < whole <= 96  # 480 s, five cells
+    assert of_seen(8.0)[0] == whole
+    assert of_seen(3.4)[0] == whole  # what is kept stays
+
 
 def test_no_prediction_is_half_written(tmp_path, monkeypatch):
     kept = Predictions(tmp_path, {"a": 1})
@@ -178,6 +193,47 @@ def test_no_prediction_is_half_written(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         kept.put("seen", "another", 0, run)
     assert kept.get("seen", "another", 0) is None
+
+
+@pytest.fixture
+def three_questions() -> Survey:
+    """120 people who differ in three yes-or-no questions alone, of whom two have a trait that nobody else has."""
+    rng = np.random.default_rng(0)
+    said = rng.integers(0, 2, (120, 3))
+    person, question = np.nonzero(np.ones((120, 3)))
+    side = np.where(rng.random(120) < 0.5, "left", "right")
+    traits = pd.DataFrame({"rare": ["x", "y", *[None] * 118], "side": side}, dtype=object)
+    questions = [Question(f"q{j}", f"More of number {j}?", ("no", "yes")) for j in range(3)]
+    return Survey(questions, [f"r{i}" for i in range(120)], person, question, said[person, question], traits)
+
+
+def test_more_cohorts_than_people_can_be_split_into_are_left_out(three_questions, tmp_path):
+    plan, said = make_plan(three_questions.keep_answers(three_questions.question != 2)), []
+    rows = ["majority", *(f"cohort majority, {k}" for k in (6, 10, 20)), *(f"steered LM, {k} cohorts" for k in (6, 20))]
+    how = {"lm": tiny_lm("llama"), "seeds": (0,), "steps": 1, "progress": False}
+    for _ in range(2):
+        found = evaluate(plan, tmp_path, rows, say=said.append, **how)
+        shown = {r["row"] for r in found["tables"]["seen"]}
+        assert shown == {"majority", "cohort majority, 6", "steered LM, 6 cohorts"}
+    assert (
+        said.count("cohort majority, 10: left out, since people are too few or differ too little for so many cohorts")
+        == 2
+    )
+    assert len([text for text in said if "left out" in text]) == 6  # 10, 20 and the steered 20, twice
+
+
+def test_a_trait_of_two_people_leaves_out_its_lines_alone(three_questions, tmp_path):
+    rare = three_questions.respondent < 2
+    plan = make_plan(three_questions)
+    pairs = plan.cells["seen"].pairs
+    kept = pairs[np.flatnonzero(~np.isin(pairs.respondents, ["r0", "r1"]))]
+    assert rare.any()
+    plan = replace(plan, cells={"seen": replace(plan.cells["seen"], pairs=kept)})
+    found = evaluate(plan, tmp_path, ["majority"], lm=tiny_lm("llama"))
+    by = {line["groups_by"] for line in found["coherence"]}
+    assert "side" in by
+    assert "rare" not in by
+    assert (tmp_path / "result.md").exists()
 
 
 # behind the tables -------------------------------------------------------------------------------------------------
@@ -235,7 +291,6 @@ def test_a_trial_with_few_slow_answers_does_not_stay(plan, tmp_path):
 # leakage -----------------------------------------------------------------------------------------------------------
 def test_test_answers_reach_nothing_that_is_fitted(plan, run, found, tmp_path):
     """With every answer to predict replaced by another, all predictions stay the same, bit for bit."""
-    from dataclasses import replace
 
     def other(pairs):
         n = np.array([len(q.options) for q in pairs.questions])[pairs.question]
