@@ -132,7 +132,7 @@ class Directory:
     def _trait_groups(self) -> dict[str, TraitGroup]:
         groups = {}
         traits = self.bundle.people.traits_
-        for trait in traits.columns:
+        for trait in (t for t in traits.columns if "=" not in str(t)):  # whose groups no name means
             sizes = traits[trait].astype("string").value_counts()
             missing = int(traits[trait].isna().sum())
             cells = np.array([*sizes, *([missing] if missing else [])], float)[None]

@@ -301,29 +301,31 @@ def with_a_minority(tmp_path) -> Bundle:
     """120 people, of whom 70, 49 and one gave three values of a trait."""
     sample = load_sample()
     some = sample.select(sample.respondent_ids[:120])
-    side = pd.DataFrame({"side": ["left"] * 70 + ["right"] * 49 + ["other"]}, index=some.respondent_ids)
-    survey = Survey(some.questions, some.respondent_ids, some.respondent, some.question, some.option, side)
+    side = ["left"] * 70 + ["right"] * 49 + ["other"]
+    even = ["other"] * 60 + ["x"] * 60  # of a trait whose groups have the names of those of the first
+    traits = pd.DataFrame({"side": [f"a={s}" for s in side], "side=a": even}, index=some.respondent_ids)
+    survey = Survey(some.questions, some.respondent_ids, some.respondent, some.question, some.option, traits)
     people = OpinionModel(n_components=3).fit(survey)
     return Bundle.write(tmp_path / "minority", people, Cohorts(k=2).fit(people, survey))
 
 
-@pytest.mark.parametrize("value", ["right", "other", "no such value"])
+@pytest.mark.parametrize("value", ["a=right", "a=other", "no such value"])
 def test_nobody_speaks_for_a_group_whose_size_is_hidden(serve, with_a_minority, echo, value):
     """Everybody's mean less that of the two large groups would be where the one of the third stands."""
     client, hidden = serve(bundle=with_a_minority), f"trait:side={value}"
-    assert [g["id"] for g in client.get("/v1/map").json()["traits"]] == ["trait:side=left"]
+    assert [g["id"] for g in client.get("/v1/map").json()["traits"]] == ["trait:side=a=left"]
     listed = [m["id"] for m in client.get("/v1/models?limit=200").json()["data"] if m["kind"] == "trait group"]
-    assert listed == ["trait:side=left"]
-    assert client.get("/v1/personas/trait:side=left").json()["people"] == 70
+    assert listed == ["trait:side=a=left"]
+    assert client.get("/v1/personas/trait:side=a=left").json()["people"] == 70
     said = [{"role": "user", "content": "hi"}]
     refused = []
-    for name in (hidden, f"1*{hidden}", f"0.5*trait:side=left+0.5*{hidden}"):
+    for name in (hidden, f"1*{hidden}", f"0.5*trait:side=a=left+0.5*{hidden}"):
         refused += [client.get(f"/v1/personas/{name}"), client.get(f"/v1/models/{name}")]
         refused += [client.delete(f"/v1/personas/{name}")]
         refused += [client.post("/v1/personas", json={"blend": {"cohort-0": 1, name: 1}})]
         for who in (name, {"name": name}, {"blend": {name: 1}}):
             for by in ("lm", "opinion model"):
-                body = {"personas": ["trait:side=left", who], "questions": ["natarms"], "by": by}
+                body = {"personas": ["trait:side=a=left", who], "questions": ["natarms"], "by": by}
                 refused.append(client.post("/v1/answers", json=body))
             refused.append(client.post("/v1/chat/completions", json={"model": "m", "messages": said, "persona": who}))
             refused.append(client.post("/v1/completions", json={"model": "m", "prompt": "hi", "persona": who}))
