@@ -229,7 +229,8 @@ def _read(path: str, format: str | None = None) -> tuple[Dialogues, dict[str, An
     "--budget",
     metavar="MINUTES",
     type=click.FloatRange(0, min_open=True),
-    help="For all that is measured, training not counted; a smaller sample is taken if it has to be.",
+    help="For all that is measured, training not counted; a smaller sample is taken if it has to be, and another one "
+    "for another budget.",
 )
 @_lm
 @_number("--prompts", 4, "Prompts K of a bank.")
@@ -479,7 +480,7 @@ def inspect(
     from personae.evaluation.prompt_use import mutual_information, prompt_use
     from personae.evaluation.talk_figures import draw_use, use_by_person, use_by_turn
     from personae.evaluation.talk_plan import who
-    from personae.evaluation.talk_table import COLLAPSED
+    from personae.steering.selective import COLLAPSED
     from personae.steering.turns import as_messages, within
 
     bundle = open_bundle(folder)

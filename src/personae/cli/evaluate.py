@@ -47,7 +47,10 @@ def _share(name: str, default: float, help: str) -> Any:
     help="Where an answer costs a whole pass of the language model.",
 )
 @click.option(
-    "--budget", metavar="MINUTES", type=click.FloatRange(0), help="For the slow rows; they predict what fits in it."
+    "--budget",
+    metavar="MINUTES",
+    type=click.FloatRange(0),
+    help="For the slow rows; they predict what fits in it. A later call with a clearly larger one predicts more.",
 )
 @click.option("--lm", metavar="NAME", default="smollm2-135m", show_default=True, help="Short name, folder or hub id.")
 @click.option("--steps", metavar="N", type=click.IntRange(1), default=400, show_default=True, help="Training steps.")
@@ -102,8 +105,13 @@ def evaluate(
         return
     from personae.evaluation.evaluate import evaluate as run
     from personae.evaluation.plan import make_plan
+    from personae.lm.prompts import LETTERS
 
     survey, source = read(path, questions=questions, respondents=respondents, traits=traits, format=format)
+    if long := [q.id for q in survey.questions if len(q.options) > len(LETTERS)]:
+        said = f"left out, since letters reach to {len(LETTERS)} options and they have more: {', '.join(long)}"
+        click.echo(said, err=True)
+        survey = survey.select(questions=[q.id for q in survey.questions if q.id not in long])
     plan = make_plan(survey, held_out, new_people, new_questions, tuning, seed=seed)
     out = out or Path("evaluation")
     found = run(

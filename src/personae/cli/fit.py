@@ -211,8 +211,8 @@ def _keep_other_data(out: Path, path: str) -> None:
 def _tell_too_long(people: OpinionModel) -> None:
     if names := [q.id for q in people.questions_ if len(q.options) > _LETTERS]:
         click.echo(
-            f"personae steer will refuse this survey: its letters reach to {_LETTERS} options, and more have: "
-            f"{', '.join(names)}; leave these questions out of the questions table, or join some of their options",
+            f"personae steer will not learn from questions with more than {_LETTERS} options, which letters cannot "
+            f"name: {', '.join(names)}; join some of their options if it shall",
             err=True,
         )
 

@@ -17,11 +17,11 @@ from personae.evaluation.prompt_use import mutual_information, prompt_use, worth
 from personae.evaluation.talk_plan import TalkPlan, compared, who
 from personae.evaluation.written import markdown_table
 from personae.lm.encoder import SentenceEncoder
+from personae.steering.selective import COLLAPSED
 
 REFERENCES = ("persona as text", "prompt tuning, K x n tokens", "deep prompt, K x n tokens")
 """Rows to which every other one is compared, reply by reply."""
 
-COLLAPSED = 1.1  # fewer effective prompts are one
 _MAIN = {  # of a table for people to read: title, factor, digits
     "nll": ("NLL", 1, 3),
     "f1": ("F1", 100, 2),

@@ -12,9 +12,10 @@ from huggingface_hub import EvalResult, ModelCardData
 
 import personae
 from personae.bundle_files import Opened
-from personae.evaluation.talk_table import COLLAPSED, use_table, wide
+from personae.evaluation.talk_table import use_table, wide
 from personae.lm.names import EMBEDDED, is_hub_id
 from personae.report.tables import Table, about_evaluation, evaluation_tables, file_name, read_evaluation
+from personae.steering.selective import COLLAPSED
 
 _STEERED = "steered LM, person"  # the row of an evaluation whose numbers stand in the metadata
 _SAMPLE = {

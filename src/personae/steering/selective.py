@@ -32,7 +32,7 @@ _WEIGHTS: dict[str, dict[str, float]] = {
 }
 _SHARED = {"mixture": 0.75, "paper": 0.0}
 _CHATS = 16  # chats of one pass
-_COLLAPSED = 1.1  # a bank of fewer effective prompts is one prompt
+COLLAPSED = 1.1  # a bank of fewer effective prompts is one prompt
 
 
 class Selective(Steerer):
@@ -202,7 +202,7 @@ class Selective(Steerer):
     @property
     def collapsed_(self) -> bool:
         """Whether a bank of several prompts is in truth one: fewer than 1.1 of them are in use."""
-        return self.n_prompts > 1 and self.effective_prompts_ < _COLLAPSED
+        return self.n_prompts > 1 and self.effective_prompts_ < COLLAPSED
 
     def _settle(self) -> None:
         for name, value, known in (

@@ -78,3 +78,15 @@ def test_recipes_know_their_command(name, monkeypatch, capsys):
         runpy.run_path(str(RECIPES / f"{name}.py"), run_name="__main__")
     assert not end.value.code
     assert "Predict held-out answers" in capsys.readouterr().out
+
+
+def test_questions_that_letters_cannot_name_are_left_out_by_name(run, tmp_path, tiny_folder):
+    brands = [f"brand {i}" for i in range(27)]
+    table = [f"vote,Who?,{'|'.join(brands)}", *(f"q{j},Question {j}?,yes|no" for j in range(5))]
+    (tmp_path / "questions.csv").write_text("question,text,options\n" + "\n".join(table) + "\n")
+    rows = [f"r{i},{brands[i % 27]}," + ",".join(("yes", "no")[i * j % 3 % 2] for j in range(5)) for i in range(120)]
+    (tmp_path / "r.csv").write_text("respondent,vote,q0,q1,q2,q3,q4\n" + "\n".join(rows))
+    args = ["--questions", tmp_path / "questions.csv", "--out", tmp_path / "out", "--lm", tiny_folder]
+    result = run("evaluate", tmp_path / "r.csv", *args, *FAST, "--row", "raw LM")
+    assert "left out, since letters reach to 26 options and they have more: vote" in result.stderr
+    assert "raw LM" in result.stdout
