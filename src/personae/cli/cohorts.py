@@ -33,10 +33,8 @@ def cohorts(folder: Path, cohort: str | None, as_json: bool) -> None:
     personae cohorts sample-bundle
     personae cohorts sample-bundle cohort-0
     """
-    from personae.people.suppression import shown
-
     bundle = open_bundle(folder)
-    found = shown(bundle.cohorts)
+    found = bundle.cohorts.protected()
     chosen = range(len(found)) if cohort is None else [_index(found, cohort)]
     if as_json:
         cards: dict[str, Any] = {"cohorts": [_card(found, c) for c in chosen]}

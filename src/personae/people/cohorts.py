@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,7 @@ from personae.people.metric import metric
 from personae.people.opinion_model import OpinionModel
 from personae.people.persona import Persona, Personas
 from personae.people.profiles import Profiles
-from personae.people.suppression import protected
+from personae.people.suppression import hidden_cells, protected
 
 if TYPE_CHECKING:
     from plotly.graph_objects import Figure
@@ -219,6 +220,16 @@ class Cohorts(BaseEstimator):
         return _nearest(np.atleast_2d(vectors) @ self._projection, self._centres)[0]
 
     # figures ---------------------------------------------------------------------------------------------------
+    def protected(self) -> Cohorts:
+        """The same cohorts without what tells a small cell, or the size of a small cohort, by subtraction."""
+        cohorts = copy.copy(self)
+        cohorts.profiles_ = protected(self.profiles_, self.minimum)
+        sizes = self.summary_.people.to_numpy(dtype=float)[None]  # (1, k)
+        hide = hidden_cells(sizes, self.minimum, sizes.sum(1))[0]
+        cohorts.summary_ = self.summary_.astype({"people": float})
+        cohorts.summary_.loc[hide, ["people", "share"]] = np.nan
+        return cohorts
+
     def plot_profile(self, cohort: int, questions: Sequence[Question] = ()) -> Figure:
         """A cohort's telling answers and traits beside everybody's, with 95 % intervals.
 

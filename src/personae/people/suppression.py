@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
 
 from personae.people.profiles import Profiles
-
-if TYPE_CHECKING:
-    from personae.people.cohorts import Cohorts
 
 _FIGURES = ["count", "share", "low", "high"]
 
@@ -98,17 +93,6 @@ def protected(profiles: Profiles, minimum: int = 10) -> Profiles:
         answers=_protected(profiles.answers, "question", "option", minimum),
         traits=_protected(profiles.traits, "trait", "value", minimum),
     )
-
-
-def shown(cohorts: Cohorts) -> Cohorts:
-    """The same cohorts without what tells a small cell, or the size of a small cohort, by subtraction."""
-    cohorts = copy.copy(cohorts)
-    cohorts.profiles_ = protected(cohorts.profiles_, cohorts.minimum)
-    sizes = cohorts.summary_.people.to_numpy(dtype=float)[None]  # (1, k)
-    hide = hidden_cells(sizes, cohorts.minimum, sizes.sum(1))[0]
-    cohorts.summary_ = cohorts.summary_.astype({"people": float})
-    cohorts.summary_.loc[hide, ["people", "share"]] = np.nan
-    return cohorts
 
 
 def _protected(table: pd.DataFrame, subject: str, cell: str, minimum: int) -> pd.DataFrame:

@@ -20,7 +20,6 @@ from personae.bundle_files import BundleError
 from personae.data.survey import Question
 from personae.people.cohorts import Cohorts
 from personae.people.map import plot_map
-from personae.people.suppression import shown
 from personae.report.figures import plot_training
 from personae.report.tables import Table, about_evaluation, between, evaluation_tables, percent, read_evaluation
 
@@ -86,7 +85,7 @@ def report(bundle: Bundle, evaluation: Path | None = None) -> str:
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("personae.report", ""), autoescape=True, undefined=jinja2.StrictUndefined
     )
-    cohorts = shown(bundle.cohorts) if "cohorts" in bundle else None
+    cohorts = bundle.cohorts.protected() if "cohorts" in bundle else None
     questions = bundle.people.questions_
     steerer = _about_steerer(bundle)
     history = steerer.get("history") or []

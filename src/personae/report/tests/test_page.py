@@ -13,7 +13,6 @@ from personae import OpinionModel, load_sample
 from personae.bundle import Bundle
 from personae.bundle_files import BundleError
 from personae.people.cohorts import Cohorts
-from personae.people.suppression import shown
 from personae.report.page import report, write_report
 from personae.report.tables import evaluation_tables, read_evaluation
 
@@ -117,7 +116,7 @@ def test_no_respondent_and_no_small_group_is_named(page):
 
 def test_a_card_says_what_the_profile_says(page, cohorts):
     card = page.split("<h3>cohort-0</h3>")[1].split("<h3>")[0]
-    answers = shown(cohorts).profiles_.answers
+    answers = cohorts.protected().profiles_.answers
     answers = answers[(answers.cohort == 0) & ~answers.suppressed]
     telling = cohorts.profiles_.telling.query("cohort == 0 and not suppressed").question
     cells = answers[answers.question == telling[telling.isin(answers.question)].iloc[0]]
@@ -134,7 +133,7 @@ def test_what_a_card_shows_gives_no_small_cell_away():
     survey = load_sample()
     fitted = Cohorts(k=6).fit(OpinionModel(n_components=3).fit(survey), survey)
     gaps = {}
-    for name, cohorts in (("as fitted", fitted), ("as shown", shown(fitted))):
+    for name, cohorts in (("as fitted", fitted), ("as shown", fitted.protected())):
         answers = cohorts.profiles_.answers
         traits = cohorts.profiles_.traits.rename(columns={"trait": "question"})
         cells = pd.concat([answers, traits]).groupby(["question", "cohort"])
