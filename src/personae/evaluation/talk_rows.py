@@ -362,8 +362,8 @@ def default(trained: Trained, name: str) -> Speaker:
 
 @row("SPT, mixed")
 def default_mixed(trained: Trained, name: str) -> Speaker:
-    """The same bank with all prompts, each weighted by its probability."""
-    return Bank(trained.bank("SPT").steerer.set_params(selection="mixture"))
+    """The same, learned for and spoken by all prompts, each weighted by its probability."""
+    return trained.bank(name, selection="mixture")
 
 
 @row("LoRA", fine_tuned=True)

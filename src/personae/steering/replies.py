@@ -192,15 +192,16 @@ class RepliesTask:
         return torch.as_tensor(vectors, dtype=torch.float32, device=self.lm.device)
 
     def _mixture(self, batch: Batch, examples: Sequence[Example]) -> Tensor:
-        """Ours: the likelihood of the mixture, prompts in balanced use, and turns of one person close together."""
+        """Ours: the likelihood under what speaks, one prompt or their mixture, balanced use, and turns of one person
+        close together."""
         network, k = self.network, len(self.network.bank)
-        n_tokens = torch.tensor([len(reply) for reply in batch.replies], device=self.lm.device)
         if self.choice == "random":
             chosen = random_choice(batch.prepared.prompts, k).to(self.lm.device)
             return prompt_nlls(self.lm, batch, network.bank(batch.h, batch.z, chosen[:, None])).mean()
         log_p = log_choice(network, batch, self.choice)
         nll = prompt_nlls(self.lm, batch, network.bank(batch.h, batch.z))
-        loss = losses.mixture_loss(log_p, nll, n_tokens)
+        n_tokens = torch.tensor([len(reply) for reply in batch.replies], device=self.lm.device)
+        loss = losses.mixture_loss(log_p, nll, n_tokens) if self.mixture else losses.expected_loss(log_p, nll)
         if self.choice == "learned" and k > 1:
             numbers = torch.tensor(_numbers(person(e) for e in examples))
             queries = network.retriever.queries(batch.h, batch.z)  # type: ignore[operator]

@@ -274,8 +274,8 @@ def mixture_loss(log_p: Tensor, nll: Tensor, n_tokens: Tensor) -> Tensor:
     One prompt says the whole reply, so its tokens' log-probabilities are summed within the mixture: with their mean
     there it would be no likelihood, and prompts would share every reply nearly evenly. Only the result is divided by
     the length, so that replies weigh alike and it reads beside `lm_loss`, which it equals for K = 1. It takes the place
-    of the LM, selection and fusion losses: a prompt learns a reply as far as it is responsible for it
-    (`responsibilities`), and the retriever learns who was.
+    of the LM, selection and fusion losses: a prompt learns a reply as far as it is responsible for it, and the
+    retriever learns who was.
 
     Examples
     --------
@@ -286,33 +286,28 @@ def mixture_loss(log_p: Tensor, nll: Tensor, n_tokens: Tensor) -> Tensor:
     return (-_joint(log_p, nll, n_tokens).logsumexp(1) / n_tokens).mean()
 
 
-def responsibilities(log_p: Tensor, nll: Tensor, n_tokens: Tensor) -> Tensor:
-    """Probability that each prompt said the reply, ``r_bk = p_bk P_k(reply_b) / sum_j p_bj P_j(reply_b)``, (B, K).
+def expected_loss(log_p: Tensor, nll: Tensor) -> Tensor:
+    """NLL of the replies under one prompt, drawn by the choice, in nats a token; 0 to infinity.
 
-    Without gradient: the E-step of `mixture_loss`. A choice by them has seen the reply, so it is for training only.
+    Parameters
+    ----------
+    log_p : Tensor (B, K)
+        Of the prompts, from the context alone (`choice_log_probs`).
+    nll : Tensor (B, K)
 
-    Examples
-    --------
-    >>> responsibilities(torch.zeros(1, 2), torch.tensor([[1.0, 1.5]]), torch.tensor([4]))  # 1 : e^-2
-    tensor([[0.8808, 0.1192]])
-    """
-    return torch.softmax(_joint(log_p, nll, n_tokens).detach(), 1)
-
-
-def responsible_loss(log_p: Tensor, nll: Tensor, n_tokens: Tensor) -> Tensor:
-    """Responsibility-weighted NLL: the M-step of expectation maximisation, with the gradients of `mixture_loss`.
-
-    ``1/B sum_b 1/T_b sum_k r_bk (-log p_bk - log P_k(reply_b))``, the `responsibilities` r held fixed: more than the
-    mixture's by the mean of r's entropy over T_b. Its use: r says, before any backward pass, which prompts learn.
+    Notes
+    -----
+    ``1/B sum_b sum_k p_bk l_bk``. What a bank is worth of which one prompt speaks: a prompt learns a reply as far as it
+    is chosen for it, and the retriever learns which prompts do well. Under `mixture_loss` prompts specialise in replies
+    that no context tells apart, and one that was chosen alone would have to be good at what another one learned.
 
     Examples
     --------
-    >>> nll, n_tokens = torch.tensor([[1.0, 1.0]]), torch.tensor([1])
-    >>> responsible_loss(torch.tensor([[0.5, 0.5]]).log(), nll, n_tokens)  # 1 + log 2; the mixture's is 1
-    tensor(1.6931)
+    >>> expected_loss(torch.tensor([[0.25, 0.75]]).log(), torch.tensor([[2.0, 1.0]]))
+    tensor(1.2500)
     """
-    r = responsibilities(log_p, nll, n_tokens)
-    return (-(r * _joint(log_p, nll, n_tokens)).sum(1) / n_tokens).mean()
+    _matching(log_p, nll)
+    return (log_p.exp() * nll).sum(1).mean()
 
 
 def entropy_of_use(log_p: Tensor) -> Tensor:

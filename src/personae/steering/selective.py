@@ -44,8 +44,8 @@ class Selective(Steerer):
         Short name, folder or hub id; loaded by `fit`.
     recipe : {"mixture", "paper"}
         ``"paper"``: the losses of arXiv 2406.18187 with its retriever over word embeddings, and placement ``before``.
-        ``"mixture"``: the likelihood of the mixture of prompts, prompts in balanced use, a firm choice by the LM's own
-        representation of the context, and prompts that are shifted by it.
+        ``"mixture"``: the likelihood under what speaks (``selection``), prompts in balanced use, a firm choice by the
+        LM's own representation of the context, and prompts that are shifted by it.
     n_prompts, n_tokens : int
         Prompts K of the bank, and virtual tokens n of each: together as many numbers as one prompt of K x n tokens.
     shared : float, optional
@@ -72,8 +72,8 @@ class Selective(Steerer):
         Weights of losses that differ from the recipe's: ``balance`` and ``contrast``; for the paper's recipe ``lm``,
         ``fusion``, ``selection`` and ``contrastive``.
     selection : {"hard", "mixture"}
-        At inference: the most probable prompt, or all of them, each weighted by its probability, which what has been
-        said so far revises at every token.
+        Who speaks: the most probable prompt, or all of them, each weighted by its probability, which what has been said
+        so far revises at every token. The bank learns for the one or the other, and may be asked to do both.
     steps : int
         Training steps at most, of eight replies each.
     batches : int

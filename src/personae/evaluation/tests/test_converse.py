@@ -149,10 +149,8 @@ def test_a_plain_lm_reads_what_one_pass_of_it_says(found, folder, lm, plan, tune
 @pytest.mark.parametrize("name", ["SPT", "SPT, mixed", "SPT, before", "SPT, as published, before", "P-tuning"])
 def test_what_is_kept_of_a_bank_is_what_the_steerer_says(found, folder, plan, lm, name):
     own = pd.read_parquet(next((folder / "own" / name.lower().replace(", ", "-").replace(" ", "-")).iterdir()))
-    home = "SPT" if name == "SPT, mixed" else name
-    steerer = Selective.load(folder / "steerers" / home.lower().replace(", ", "-").replace(" ", "-"), lm)
-    if name == "SPT, mixed":
-        steerer.set_params(selection="mixture")
+    steerer = Selective.load(folder / "steerers" / name.lower().replace(", ", "-").replace(" ", "-"), lm)
+    assert steerer.selection == ("mixture" if name == "SPT, mixed" else "hard")
     chats = [as_messages(e) for e in plan.examples]
     nll, tokens = steerer.nll(chats, [e.reply for e in plan.examples])
     np.testing.assert_allclose(own["nll"], nll, rtol=1e-3)

@@ -14,6 +14,7 @@ from personae.steering.selection import (
     contrastive_loss,
     effective_prompts,
     entropy_of_use,
+    expected_loss,
     fusion_loss,
     lm_loss,
     load_balance,
@@ -22,8 +23,6 @@ from personae.steering.selection import (
     paper_scores,
     person_contrast,
     reply_nlls,
-    responsibilities,
-    responsible_loss,
     same_person,
     selection_loss,
 )
@@ -188,34 +187,24 @@ P = tensor([1 / 4, 3 / 4], [1 / 2, 1 / 2])
 def test_mixture_of_whole_replies():
     # Reply 1: 1/4 * 1/2 1/2 1/4 + 3/4 * 1/64 = 7/256, three tokens. Reply 2: 1/2 * 1/4 + 1/2 * 1/2 = 3/8, one token.
     close(mixture_loss(P.log(), NLL, N_TOKENS), (log(256 / 7) / 3 + log(8 / 3)) / 2)
-    close(responsibilities(P.log(), NLL, N_TOKENS), [[4 / 7, 3 / 7], [1 / 3, 2 / 3]])
 
 
-def test_responsible_loss_by_hand():
-    # -sum r log(p P), with p P = 4/256 and 3/256 in reply 1, and 1/8 and 2/8 in reply 2.
-    first = (4 / 7 * log(64) + 3 / 7 * log(256 / 3)) / 3
-    second = 1 / 3 * log(8) + 2 / 3 * log(4)
-    close(responsible_loss(P.log(), NLL, N_TOKENS), (first + second) / 2)
+def test_expected_nll_by_hand():
+    # 1/4 * 4/3 + 3/4 * 2 bits = 11/6 in reply 1, 1/2 * 2 + 1/2 * 1 = 3/2 in reply 2.
+    close(expected_loss(P.log(), NLL), (11 / 6 + 3 / 2) / 2 * log(2))
 
 
 def test_a_single_prompt_is_plain_training():
     close(mixture_loss(torch.zeros(2, 1), NLL[:, :1].float(), N_TOKENS), lm_loss(NLL[:, :1].float()))
+    close(expected_loss(torch.zeros(2, 1), NLL[:, :1].float()), lm_loss(NLL[:, :1].float()))
 
 
-def test_the_m_step_has_the_gradients_of_the_mixture():
-    def gradients(loss):
-        scores, nll = noise(5, 4).requires_grad_(), (noise(5, 4, seed=1).abs() + 1).requires_grad_()
-        n_tokens = torch.tensor([1, 7, 3, 12, 2])
-        value = loss(torch.log_softmax(scores, 1), nll, n_tokens)
-        value.backward()
-        r = responsibilities(torch.log_softmax(scores, 1), nll, n_tokens)
-        assert not r.requires_grad
-        return value, scores.grad, nll.grad, (torch.special.entr(r).sum(1) / n_tokens).mean()
-
-    mixture, step = gradients(mixture_loss), gradients(responsible_loss)
-    torch.testing.assert_close(step[1], mixture[1])
-    torch.testing.assert_close(step[2], mixture[2])
-    close(step[0], mixture[0] + step[3])  # the bound is loose by the responsibilities' entropy
+def test_a_prompt_learns_as_far_as_it_is_chosen_and_the_retriever_which_one_does_well():
+    scores, nll = torch.zeros(2, 2).requires_grad_(), NLL.float().clone().requires_grad_()
+    expected_loss((P.float().log() + scores).log_softmax(1), nll).backward()
+    close(nll.grad, P.float() / 2)
+    assert scores.grad[0, 0] < 0 < scores.grad[0, 1]  # prompt A does better in reply 1, B in reply 2
+    assert scores.grad[1, 1] < 0 < scores.grad[1, 0]
 
 
 def test_use_of_the_bank():
@@ -262,7 +251,7 @@ def test_contrast_without_positives_is_zero_and_with_oneself_refused():
 
 
 def test_shapes_that_do_not_match_are_refused():
-    for loss in (selection_loss, lambda a, b: mixture_loss(a, b, N_TOKENS)):
+    for loss in (selection_loss, expected_loss, lambda a, b: mixture_loss(a, b, N_TOKENS)):
         with pytest.raises(ValueError, match=r"both are \(replies, prompts\)"):
             loss(P.log()[:1], NLL)
     with pytest.raises(ValueError, match="lengths of one token or more; got"):
@@ -282,10 +271,7 @@ BATCH = {  # a loss, and what it takes of each of five replies
         lambda s, n, t: mixture_loss(s.log_softmax(1), n, t),
         (noise(5, 4), noise(5, 4, seed=1).abs(), LENGTHS),
     ),
-    "responsible": (
-        lambda s, n, t: responsible_loss(s.log_softmax(1), n, t),
-        (noise(5, 4), noise(5, 4, seed=1).abs(), LENGTHS),
-    ),
+    "expected": (lambda s, n: expected_loss(s.log_softmax(1), n), (noise(5, 4), noise(5, 4, seed=1).abs())),
     "choice": (lambda c: choice_log_probs(c, BANK[0].to(c), 0.5)[:, 0].mean(), (noise(5, 3),)),
     "balance": (lambda s: load_balance(s.log_softmax(1)), (noise(5, 4),)),
     "effective": (lambda s: effective_prompts(s.log_softmax(1)), (noise(5, 4),)),
@@ -305,7 +291,7 @@ def test_the_order_of_a_batch_is_nothing(name):
     torch.testing.assert_close(loss(*mixed), loss(*arguments))
 
 
-@pytest.mark.parametrize("name", sorted(set(BATCH) - {"responsible", "paper", "selection"}))
+@pytest.mark.parametrize("name", sorted(set(BATCH) - {"paper", "selection"}))
 def test_gradients(name):
     loss, arguments = BATCH[name]
     leaves = [a.clone().requires_grad_() if a.is_floating_point() and a is not SIMILARITY else a for a in arguments]
@@ -313,7 +299,7 @@ def test_gradients(name):
 
 
 def test_gradients_to_what_is_not_held_fixed():
-    """The target of the selection and the responsibilities are constants: checked where these do not move."""
+    """The target of the selection is a constant: checked where it does not move."""
     scores, nll = noise(5, 4).abs().add(0.1).requires_grad_(), noise(5, 4, seed=1).abs()
     assert torch.autograd.gradcheck(lambda s: selection_loss(s, nll, 0.5), (scores,))
     assert torch.autograd.gradcheck(lambda s, f: paper_loss(nll, f, s, SIMILARITY).total, (scores, nll[:, 0].clone()))
