@@ -87,14 +87,12 @@ def layers(model: PreTrainedModel) -> nn.ModuleList:
 
 
 @torch.no_grad()
-def typical_sizes(model: PreTrainedModel, ids: list[int]) -> Tensor:
-    """Mean size of a hidden state's numbers before layers 2 to L, (L - 1,), at the median token of a text.
+def typical_sizes(model: PreTrainedModel, embedded: Tensor) -> Tensor:
+    """Mean size of a hidden state's numbers before layers 2 to L, (L - 1,), at the median token of a text (T, H).
 
     The median, since an LM's first token is of another size than all others.
     """
-    device = model.get_input_embeddings().weight.device
-    text = torch.tensor([ids], device=device)
-    seen = model.base_model(input_ids=text, attention_mask=torch.ones_like(text), output_hidden_states=True)
+    seen = model.base_model(inputs_embeds=embedded[None], output_hidden_states=True)
     before = [h.float().abs().mean(-1).median().cpu() for h in seen.hidden_states[1 : len(layers(model))]]
     return torch.stack(before) if before else torch.zeros(0)
 

@@ -221,12 +221,16 @@ class FrozenLM:
         self.check_length(max(map(len, ids)))
         return shared_context.encode(self.model, ids, pad=self.tokenizer.pad_token_id or 0)
 
-    def check_length(self, n_tokens: int) -> None:
-        """Raise ``ValueError`` if a text has more tokens than the LM was made for."""
-        if self.max_tokens is not None and n_tokens > self.max_tokens:
+    def check_length(self, n_tokens: int, new: int = 0, limit: int | None = None) -> None:
+        """Raise ``ValueError`` if so many tokens, and new ones that may follow, are more than the LM was made for (or
+        than ``limit``)."""
+        limits = [n for n in (limit, self.max_tokens) if n is not None]
+        if limits and n_tokens + new > min(limits):
+            follow = f" and {new} may follow" if new else ""
+            remedy = " or lower max_tokens" if new else ", or what was said before it"
             raise ValueError(
-                f"{self.name} reads at most {self.max_tokens:,} tokens, and there are {n_tokens:,}; shorten the text, "
-                "or what was said before it"
+                f"the text has {n_tokens} tokens{follow}, but {self.name} reads at most {min(limits)}; "
+                f"shorten the text{remedy}"
             )
 
     @property

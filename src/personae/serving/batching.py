@@ -25,7 +25,6 @@ from personae.lm.generation import choose
 from personae.lm.slots import Row, Rows, Start, rows_of
 from personae.serving.backend import Busy, Piece, Sampling, Unavailable
 from personae.serving.saying import Saying
-from personae.serving.starts import check_length
 
 log = logging.getLogger(__name__)
 
@@ -221,7 +220,7 @@ class Batcher:
             starts = self._starts([reply.request for reply in newcomers])
             for reply, start in zip(newcomers, starts, strict=True):
                 reply.saying.prompt_tokens = start.n_tokens
-                check_length(self._lm, start.n_tokens, reply.sampling.max_tokens)
+                self._lm.check_length(start.n_tokens, reply.sampling.max_tokens)
             logits = self._lm.logits(self._rows.join(newcomers, starts)).cpu()  # (R, V)
         except Exception as error:
             for reply in newcomers:

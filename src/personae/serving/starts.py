@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from personae.lm.frozen import FrozenLM
 from personae.lm.prompts import plain_prompt
 from personae.lm.reading import KeyValues
 from personae.lm.slots import Start
@@ -76,7 +75,7 @@ class Starts:
         messages = asked.messages
         texts = [str(asked.said)] if messages is None else [message["content"] for message in messages]
         tokens = sum(len(self._lm.tokens(text)) for text in texts)
-        check_length(self._lm, tokens, 1, self._limit)  # before the LM reads it
+        self._lm.check_length(tokens, 1, self._limit)  # before the LM reads it
         who = [persona for persona in personas if persona is not None]
         if messages is None:
             text = texts[0]
@@ -92,16 +91,6 @@ class Starts:
                 'open it with selection="hard"'
             )
         return rows
-
-
-def check_length(lm: FrozenLM, prompt: int, new: int, limit: int | None = None) -> None:
-    """Raise ``ValueError`` if so many tokens, and so many new ones, are more than the LM (or ``limit``) can read."""
-    limits = [n for n in (limit, lm.max_tokens) if n is not None]
-    if limits and prompt + new > min(limits):
-        raise ValueError(
-            f"the text has {prompt} tokens and {new} may follow, but {lm.name} reads at most {min(limits)}; "
-            "shorten the text or lower max_tokens"
-        )
 
 
 def _of_row(virtual: Tensor | KeyValues | None, n: int) -> Tensor | KeyValues | None:

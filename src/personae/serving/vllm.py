@@ -28,7 +28,7 @@ from personae.lm.template import Message
 from personae.people.persona import Persona
 from personae.serving.backend import Busy, Piece, Sampling, Unavailable
 from personae.serving.saying import Saying
-from personae.serving.starts import Asked, Starts, check_length
+from personae.serving.starts import Asked, Starts
 from personae.serving.vllm_check import check_vllm
 from personae.serving.vllm_client import VllmClient
 from personae.steering.base import Steerer, check_read
@@ -192,7 +192,7 @@ class VllmBackend:
         """Where to send a reply's request, and what."""
         start = await self._start(asked)
         saying.prompt_tokens = start.n_tokens
-        check_length(self._lm, start.n_tokens, sampling.max_tokens, self._limit)
+        self._lm.check_length(start.n_tokens, sampling.max_tokens, self._limit)
         assert not isinstance(start.virtual, list)  # as of every placement but ``prefix``
         virtual, placement = start.virtual, self._steerer.placement_
         path, body = await self._in_thread(

@@ -79,7 +79,7 @@ class PromptBank(nn.Module):
         self.start = nn.Parameter(start.cpu(), requires_grad=learned_start)  # (T, W)
         width_in, self.deeper = start.shape[1], None
         if deep:  # corrections, in units of the hidden states that they are added to, start at zero
-            sizes = typical_sizes(lm.model, ids).repeat_interleave(lm.hidden_size)
+            sizes = typical_sizes(lm.model, start.to(lm.dtype)).repeat_interleave(lm.hidden_size)
             scale = torch.cat([scale, sizes.to(scale)])
             self.deeper = nn.Parameter(torch.zeros(len(ids), len(sizes)), requires_grad=learned_start)
         self.scale: Tensor

@@ -121,11 +121,11 @@ def test_an_lm_without_a_list_of_layers_is_refused():
     lm = tiny()
     lm.model.model.layers = nn.Sequential(*lm.model.model.layers)
     with pytest.raises(ValueError, match=r"keeps its layers in no list; train with deep=False$"):
-        deep.typical_sizes(lm.model, [1, 2, 3])
+        deep.typical_sizes(lm.model, lm.embed([1, 2, 3]))
 
 
 def test_typical_sizes_are_those_of_a_text():
     lm = tiny()
-    found = deep.typical_sizes(lm.model, [5, 9, 60])
+    found = deep.typical_sizes(lm.model, lm.embed([5, 9, 60]))
     states = lm.model.base_model(input_ids=torch.tensor([[5, 9, 60]]), output_hidden_states=True).hidden_states
     torch.testing.assert_close(found, torch.stack([h[0].abs().mean(-1).median() for h in states[1:3]]))
