@@ -29,7 +29,7 @@ from personae.data.account import Account, SurveyError
 TABLE_ENDINGS = (".csv", ".csv.gz", ".tsv", ".tsv.gz", ".txt", ".txt.gz", ".parquet")
 MAX_LINE = 16 << 20  # bytes; a longer line is a broken file, and reading on would take all the memory there is
 MAX_CELL = 100_000  # characters; what a never-closed quotation mark swallows, not what a person answers
-_DELIMITERS = ",;\t"
+_MARKS = {",": "comma", ";": "semicolon", "\t": "tab"}  # that are looked for
 _SNIFFED = 20  # records below the header that tell which one it is
 _TEXT = pa.dictionary(pa.int32(), pa.string())
 
@@ -135,7 +135,7 @@ def read_table(path: str | Path, account: Account) -> Table:
 def _read_csv(path: Path, account: Account) -> Table:
     header, names, delimiter = _csv_header(path)
     if delimiter != ",":
-        mark = {";": "semicolons", "\t": "tabs"}.get(delimiter, delimiter)
+        mark = f"{_MARKS[delimiter]}s" if delimiter in _MARKS else delimiter
         account.add(f"file with {mark} between the cells", where=path.name)
     keys = [str(j) for j in range(len(names))]  # arrow finds column types by name; ours may be odd, numbers are not
     try:
@@ -188,7 +188,7 @@ def _csv_header(path: Path) -> _Header:
     if path.is_dir():
         raise SurveyError(f"{path} is a folder; a CSV or Parquet file is needed here")
     given = _given_delimiter(path)
-    starts = {delimiter: _start(path, delimiter, given is not None) for delimiter in given or _DELIMITERS}
+    starts = {delimiter: _start(path, delimiter, given is not None) for delimiter in given or _MARKS}
     delimiter = max(starts, key=lambda d: _likeness(starts[d]))
     if not starts[delimiter]:
         raise SurveyError(f"{path.name} is empty")
@@ -309,9 +309,10 @@ def _find_fault(path: Path, header: int, names: list[str], delimiter: str) -> No
         for row, record in _below(header, _records(path, stream, delimiter)):
             if len(record) != len(names):
                 spans = any("\n" in cell for cell in record)
-                hint = (
-                    "a quotation mark may not be closed" if spans else "put labels that hold a comma in quotation marks"
-                )
+                mark = _MARKS.get(delimiter, delimiter)
+                hint = f"put labels that hold a {mark} in quotation marks"
+                if spans:
+                    hint = "a quotation mark may not be closed"
                 raise SurveyError(
                     f"{path.name}: row {row} has {len(record)} cells but the header has {len(names)} columns; {hint}"
                 )

@@ -246,3 +246,11 @@ def test_an_unknown_column_lists_those_there_are(write):
     path = write("a.csv", "id,x\n1,a\n")
     with pytest.raises(SurveyError, match=r'^a\.csv has no column "y"; its columns are: id, x$'):
         read_table(path, Account("a.csv", "test")).column("y")
+
+
+@pytest.mark.parametrize(("delimiter", "mark"), [(",", "comma"), (";", "semicolon"), ("\t", "tab")])
+def test_a_row_of_too_few_cells_names_what_stands_between_them(tmp_path, delimiter, mark):
+    path = tmp_path / "a.csv"
+    path.write_text(delimiter.join(["respondent", "q1", "q2"]) + "\n" + delimiter.join(["r1", "yes"]) + "\n")
+    with pytest.raises(SurveyError, match=rf"row 2 has 2 cells .* put labels that hold a {mark} in quotation marks$"):
+        read_table(path, Account(str(path), "wide"))
