@@ -15,6 +15,7 @@ import pandas as pd
 import torch
 
 import personae
+from personae.data.dialogues import Example
 from personae.evaluation.kept import claim, slug, write
 from personae.evaluation.likeness import BertScore
 from personae.evaluation.talk_plan import TalkPlan, passes
@@ -26,7 +27,7 @@ from personae.lm.generation import finish, stream
 from personae.lm.prompts import Prompt, chat_prompt, reply_ids
 from personae.lm.reading import Prepared, prepare
 from personae.people.bench import machine
-from personae.steering.turns import within
+from personae.steering.turns import as_messages, within
 
 _TOGETHER = 4  # dialogues of one pass: the turns of a dialogue cost as much as its last one
 _BLOCK = 40  # dialogues of a file that is kept
@@ -210,11 +211,8 @@ def _read(
     """Some replies as one row reads them; the columns are those of `Measured.own`."""
     lm = speaker.lm
     some = [plan.stranger(plan.examples[i]) if swapped else plan.examples[i] for i in places]
-    prompts = tuple(chat_prompt(lm, row.told(trained, within(lm, e)), speaker.placement) for e in some)
-    if prompts not in contexts:
-        contexts[prompts] = prepare(lm, prompts)
     replies = [reply_ids(lm, e.reply) for e in some]
-    found = read_in_parts(speaker, contexts[prompts], replies)
+    found = read_in_parts(speaker, _prepared(trained, row, speaker, some, contexts), replies)
     table = pd.DataFrame({"example": list(places), "nll": found.nll.cpu().numpy(), "tokens": [len(r) for r in replies]})
     for name, of_prompts in (("p", found.choice), ("nll", found.each)):
         if of_prompts is not None:
@@ -233,39 +231,62 @@ def _speak_all(
     decoding: Decoding,
     say: Callable[[str], None],
 ) -> None:
-    """Replies of every row, different chats in one batch."""
-    for row, speaker in speakers:
-        for number, start in enumerate(range(0, len(plan.spoken), _SPOKEN)):
-            places = plan.spoken[start : start + _SPOKEN]
-            path = _path(out, decoding.kind, row.name, number)
-            if _get(path, places) is None:
-                say(f"{row.name}: replies {start + 1:,} to {start + len(places):,} of {len(plan.spoken):,}")
-                write(path, _speak(plan, trained, row, speaker, places, decoding))
+    """Replies of every row, different chats in one batch; what several rows see alike is computed once."""
+    for number, start in enumerate(range(0, len(plan.spoken), _SPOKEN)):
+        places = plan.spoken[start : start + _SPOKEN]
+        left = [(row, s) for row, s in speakers if _get(_path(out, decoding.kind, row.name, number), places) is None]
+        if not left:
+            continue
+        say(f"to reply, {start + 1:,} to {start + len(places):,} of {len(plan.spoken):,}: {len(left)} rows")
+        heard = {i: sum(len(m["content"]) for m in as_messages(within(trained.lm, plan.examples[i]))) for i in places}
+        order = sorted(places, key=heard.__getitem__)  # batches of similar length
+        tables: dict[str, list[pd.DataFrame]] = {row.name: [] for row, _ in left}
+        for first in range(0, len(order), _CHATS):
+            contexts: Contexts = {}
+            for row, speaker in left:
+                some = order[first : first + _CHATS]
+                tables[row.name].append(_speak(plan, trained, row, speaker, some, decoding, contexts))
+        for name, found in tables.items():
+            whole = pd.concat(found).set_index("example").loc[list(places)].reset_index()
+            write(_path(out, decoding.kind, name, number), whole)
 
 
 def _speak(
-    plan: TalkPlan, trained: Trained, row: TalkRow, speaker: Speaker, places: Sequence[int], decoding: Decoding
+    plan: TalkPlan,
+    trained: Trained,
+    row: TalkRow,
+    speaker: Speaker,
+    places: Sequence[int],
+    decoding: Decoding,
+    contexts: Contexts,
 ) -> pd.DataFrame:
-    """Replies of one row: example, text, and whether it stopped by itself."""
-    chats = {i: row.told(trained, within(speaker.lm, plan.examples[i])) for i in places}
-    order = sorted(places, key=lambda i: sum(len(m["content"]) for m in chats[i]))  # batches of similar length
-    found = []
-    for start in range(0, len(order), _CHATS):
-        some = order[start : start + _CHATS]
-        rows = speaker.rows([chats[i] for i in some])
-        made = stream(
-            speaker.lm,
-            rows.prompts,
-            rows.virtual,
-            decoding.new_tokens,
-            decoding.temperature,
-            decoding.top_p,
-            seeds=some,  # the same draws for every row, whatever the batch
-            mixed=rows.mixed,
-        )
-        texts, stopped = finish(made)
-        found.append(pd.DataFrame({"example": some, "text": texts, "stopped": stopped}))
-    return pd.concat(found).set_index("example").loc[list(places)].reset_index()
+    """Some replies of one row: example, text, and whether it stopped by itself."""
+    prepared = _prepared(trained, row, speaker, [plan.examples[i] for i in places], contexts)
+    rows = speaker.rows(prepared)
+    made = stream(
+        speaker.lm,
+        rows.prompts,
+        rows.virtual,
+        decoding.new_tokens,
+        decoding.temperature,
+        decoding.top_p,
+        seeds=places,  # the same draws for every row, whatever the batch
+        mixed=rows.mixed,
+        contexts=rows.contexts,
+    )
+    texts, stopped = finish(made)
+    return pd.DataFrame({"example": list(places), "text": texts, "stopped": stopped})
+
+
+def _prepared(
+    trained: Trained, row: TalkRow, speaker: Speaker, examples: Sequence[Example], contexts: Contexts
+) -> Prepared:
+    """Contexts as a row sees them, taken from or put among those of other rows of the same LM."""
+    lm = speaker.lm
+    prompts = tuple(chat_prompt(lm, row.told(trained, within(lm, e)), speaker.placement) for e in examples)
+    if prompts not in contexts:
+        contexts[prompts] = prepare(lm, prompts)
+    return contexts[prompts]
 
 
 # what is kept ----------------------------------------------------------------------------------------------------
@@ -328,15 +349,16 @@ def _affordable(
         return plan.sample(**saved["sample"])
     first = next(passes(plan.examples, _TOGETHER))
     reading = speaking = 0.0  # seconds an example, of all rows together
+    some = plan.spoken[: min(_CHATS, len(plan.spoken))]
     for group in groups:
-        contexts: Contexts = {}
+        to_read: Contexts = {}
+        to_answer: Contexts = {}
         for row in group:
             speaker = row.speaker(trained, row.name)
-            some = plan.spoken[: min(_CHATS, len(plan.spoken))]
             begin = time.monotonic()
-            _read(plan, trained, row, speaker, range(first.stop), False, contexts)
+            _read(plan, trained, row, speaker, range(first.stop), False, to_read)
             middle = time.monotonic()
-            _speak(plan, trained, row, speaker, some, decoding)
+            _speak(plan, trained, row, speaker, some, decoding, to_answer)
             share = 1 + row.persona * plan.swapped / plan.contexts
             reading += share * (middle - begin) / first.stop
             speaking += (time.monotonic() - middle) / len(some)

@@ -20,7 +20,7 @@ from personae.data.dialogues import Example
 from personae.evaluation.kept import slug
 from personae.evaluation.talk_plan import TalkPlan
 from personae.lm.frozen import FrozenLM
-from personae.lm.prompts import Message, Placement, chat_prompt
+from personae.lm.prompts import Message, Placement
 from personae.lm.reading import Prepared, read, text_log_probs
 from personae.steering.base import ChatRows
 from personae.steering.lora import LoRA
@@ -70,8 +70,8 @@ class Speaker(Protocol):
     def read(self, prepared: Prepared, replies: Sequence[list[int]]) -> Reading:
         """How likely it finds a true reply in each context."""
 
-    def rows(self, chats: Sequence[Sequence[Message]]) -> ChatRows:
-        """What the LM is to continue in each chat."""
+    def rows(self, prepared: Prepared) -> ChatRows:
+        """What the LM is to continue in each context."""
 
 
 class Plain:
@@ -96,9 +96,9 @@ class Plain:
             nll[longer] -= torch.cat(text_log_probs(lm, found, rest, mean=False))[:, 0]
         return Reading(nll)
 
-    def rows(self, chats: Sequence[Sequence[Message]]) -> ChatRows:
-        """The chats alone."""
-        return ChatRows([chat_prompt(self.lm, chat, self.placement) for chat in chats], None)
+    def rows(self, prepared: Prepared) -> ChatRows:
+        """The contexts alone."""
+        return ChatRows(prepared.prompts, None)
 
 
 class Bank:
@@ -110,17 +110,19 @@ class Bank:
     def read(self, prepared: Prepared, replies: Sequence[list[int]]) -> Reading:
         """As `Selective.nll` and `Selective.choose` in one pass."""
         steerer = self.steerer
-        h, z = steerer.network_.standardise(represent(self.lm, prepared, steerer.encoder_), None)
-        batch = Batch(prepared, h, z, list(replies))
         mixture = steerer.selection == "mixture"
-        found = reply_nll(self.lm, steerer.network_, batch, steerer.choice, mixture)
+        found = reply_nll(self.lm, steerer.network_, self._batch(prepared, replies), steerer.choice, mixture)
         if found.log_p.shape[1] == 1:
             return Reading(found.nll)
         return Reading(found.nll, found.log_p.exp(), None if mixture else found.log_p.argmax(1), found.each)
 
-    def rows(self, chats: Sequence[Sequence[Message]]) -> ChatRows:
+    def rows(self, prepared: Prepared) -> ChatRows:
         """See `Selective.rows`."""
-        return self.steerer.rows(chats)
+        return self.steerer.rows_of(self._batch(prepared, []))
+
+    def _batch(self, prepared: Prepared, replies: Sequence[list[int]]) -> Batch:
+        h, z = self.steerer.network_.standardise(represent(self.lm, prepared, self.steerer.encoder_), None)
+        return Batch(prepared, h, z, list(replies))
 
 
 def read_in_parts(speaker: Speaker, prepared: Prepared, replies: Sequence[list[int]]) -> Reading:

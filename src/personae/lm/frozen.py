@@ -264,7 +264,8 @@ class FrozenLM:
         if ids is not None:  # few rows, which are compared with each other: bfloat16 is too coarse a grid for that
             hidden, weight = hidden.float(), weight.float()
             bias = None if bias is None else bias.float()
-        out = torch.nn.functional.linear(hidden, weight, bias).float() * scale
+        out = torch.nn.functional.linear(hidden, weight, bias).float()
+        out = out if scale == 1 else out * scale  # a copy costs as much as the logits
         cap = getattr(config, "final_logit_softcapping", None)
         return (out if cap is None else cap * torch.tanh(out / cap)).to(asked_from)
 

@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from personae.lm import deep
 from personae.lm.frozen import FrozenLM
 from personae.lm.prompts import Prompt
-from personae.lm.reading import KeyValues, prefix_cache
+from personae.lm.reading import KeyValues
+from personae.lm.shared_context import Context
+from personae.lm.slots import Row, Rows, Start, rows_of, starts_of
 
 
 def stream(
@@ -23,6 +24,7 @@ def stream(
     top_p: float = 1.0,
     seeds: Sequence[int] | None = None,
     mixed: Tensor | None = None,
+    contexts: Sequence[Context] | None = None,
 ) -> Generator[list[str], None, list[bool]]:
     """Decode R prompts together; each step yields the new text of every row ("" where there is none).
 
@@ -44,6 +46,9 @@ def stream(
             P(token | said) = sum_n w_n P_n(token | said),   w_n proportional to p_n P_n(said),
 
         and each step yields one text a voice.
+    contexts : sequence of R Context, optional
+        What stands before the virtual tokens, where it was read already (`personae.lm.reading.Prepared.parts`);
+        otherwise it is read once for all rows that share it.
     """
     if not 0 < top_p <= 1 or temperature < 0:
         raise ValueError(f"temperature must be at least 0 and top_p in (0, 1]; got {temperature} and {top_p}")
@@ -51,74 +56,68 @@ def stream(
         raise ValueError(f"max_new_tokens must be at least 1; got {max_new_tokens}")
     voices = len(prompts) if mixed is None else len(mixed)
     seeds = range(voices) if seeds is None else seeds
-    sets = len(prompts) if virtual is None else len(virtual if isinstance(virtual, Tensor) else virtual[0][0])
-    if not len(prompts) == sets == (len(seeds) if mixed is None else mixed.numel()) or len(seeds) != voices:
-        raise ValueError(f"{len(prompts)} prompts have {sets} sets of virtual tokens and {len(seeds)} seeds")
+    starts = starts_of(prompts, virtual, contexts)
+    if len(prompts) != (len(seeds) if mixed is None else mixed.numel()) or len(seeds) != voices:
+        raise ValueError(f"{len(prompts)} prompts do not go with {len(seeds)} seeds for {voices} voices")
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    return _decode(lm, prompts, virtual, max_new_tokens, temperature, top_p, generators, mixed)
+    return _decode(lm, starts, max_new_tokens, temperature, top_p, generators, mixed)
+
+
+class _Row(Row):
+    def __init__(self, place: int, voice: int) -> None:
+        self.place, self.voice = place, voice
 
 
 @torch.no_grad()
 def _decode(
     lm: FrozenLM,
-    prompts: Sequence[Prompt],
-    virtual: Tensor | KeyValues | None,
+    starts: Sequence[Start],
     max_new_tokens: int,
     temperature: float,
     top_p: float,
     generators: Sequence[torch.Generator],
     mixed: Tensor | None,
 ) -> Generator[list[str], None, list[bool]]:
-    embedded, deeper = deep.split(virtual, lm.hidden_size) if isinstance(virtual, Tensor) else (None, None)
-    rows = [_row(lm, p, None if embedded is None else embedded[i]) for i, p in enumerate(prompts)]
-    longest = max(len(r) for r in rows)
+    longest = max(start.n_tokens for start in starts)
     lm.check_length(longest)
-    starts = torch.tensor([longest - len(r) + len(p.before) for r, p in zip(rows, prompts, strict=True)])
-    corrections = deep.of_rows(deeper, starts)
-    x = torch.stack([torch.nn.functional.pad(r, (0, 0, longest - len(r), 0)) for r in rows])  # left-padded
-    mask = torch.tensor([[0] * (longest - len(r)) + [1] * len(r) for r in rows], device=lm.device)
-    positions = (mask.cumsum(1) - 1).clamp(min=0)
-    cache = None
-    if isinstance(virtual, list):
-        cache = prefix_cache(lm.placed(virtual), lm.dtype)
-        ahead = virtual[0][0].shape[2]
-        positions = positions + ahead
-        mask = torch.cat([mask.new_ones(len(rows), ahead), mask], 1)
-    texts = [Text(lm, one_line=not lm.template.is_chat) for _ in generators]
-    alive = torch.ones(len(texts), dtype=torch.bool)
-    weights = None if mixed is None else mixed.float().cpu()
-    inputs: dict[str, Tensor] = {"inputs_embeds": x}
     room = max_new_tokens if lm.max_tokens is None else min(max_new_tokens, lm.max_tokens - longest + 1)
-    for _ in range(room):
-        with deep.corrected(lm.model, corrections):
-            out = lm.model.base_model(
-                **inputs, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True
-            )
-        cache, corrections = out.past_key_values, None
-        logits = lm.logits(out.last_hidden_state[:, -1]).cpu()  # (R, V)
+    texts = [Text(lm, one_line=not lm.template.is_chat) for _ in generators]
+    ended = [False] * len(texts)
+    weights = None if mixed is None else mixed.float().cpu()
+    each = len(starts) // len(texts)  # rows of a voice
+    rows = [_Row(place, place // each) for place in range(len(starts))]
+    running: Rows[_Row] = rows_of(lm)
+    hidden = running.join(rows, starts)  # (R, H), in the order of the rows
+    said: dict[int, int] = {}  # the last token of every voice that goes on
+    for step in range(room):
+        if step:
+            order = list(running.rows)
+            states = running.step([said[row.voice] for row in order])
+            hidden = states[sorted(range(len(order)), key=lambda i: order[i].place)]
+        logits = lm.logits(hidden).cpu()  # (R, V) of the rows that are left
+        voices = [voice for voice, over in enumerate(ended) if not over]
         if weights is not None:
-            each = logits.log_softmax(-1).view(*weights.shape, -1)  # (voices, N, V)
-            logits = (weights[:, :, None] + each).logsumexp(1)
-        chosen = [choose(row, temperature, top_p, g) for row, g in zip(logits, generators, strict=True)]
+            of_prompts = logits.log_softmax(-1).view(len(voices), each, -1)
+            logits = (weights[voices, :, None] + of_prompts).logsumexp(1)
+        said = {
+            voice: choose(row, temperature, top_p, generators[voice]) for voice, row in zip(voices, logits, strict=True)
+        }
         if weights is not None:
-            said = each[torch.arange(len(chosen)), :, torch.tensor(chosen)]  # (voices, N)
-            weights = (weights + said).log_softmax(1)
-        news = []
-        for r, token in enumerate(chosen):
-            if alive[r] and token in lm.stop_ids:
-                alive[r] = False
-            news.append(texts[r].add(token) if alive[r] else "")
-            if alive[r] and texts[r].ended:
-                alive[r] = False
+            found = of_prompts[torch.arange(len(voices)), :, torch.tensor(list(said.values()))]  # (voices, N)
+            weights[voices] = (weights[voices] + found).log_softmax(1)
+        news = [""] * len(texts)
+        for voice, token in said.items():
+            if token not in lm.stop_ids:
+                news[voice] = texts[voice].add(token)
+            ended[voice] = token in lm.stop_ids or texts[voice].ended
         yield news
-        if not alive.any():
+        for row in rows:
+            if ended[row.voice]:
+                running.leave(row)
+        if all(ended):
             break
-        tokens = torch.tensor(chosen, device=lm.device)
-        inputs = {"input_ids": tokens.repeat_interleave(len(rows) // len(chosen))[:, None]}
-        positions = positions[:, -1:] + 1
-        mask = torch.cat([mask, mask.new_ones(len(rows), 1)], 1)
     yield [text.rest() for text in texts]
-    return (~alive).tolist()
+    return ended
 
 
 def generate(

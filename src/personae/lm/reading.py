@@ -22,7 +22,7 @@ from personae.lm.shared_context import Context, as_cache
 
 KeyValues = list[tuple[Tensor, Tensor]]
 _HELD = 64  # contexts whose keys and values exist at one time only to be thrown away
-_LOGIT_ROWS = 1024  # positions whose full-vocabulary logits exist at one time
+_LOGIT_ROWS = 128  # positions whose full-vocabulary logits exist at one time, near the processor
 
 
 @dataclass

@@ -20,7 +20,7 @@ from personae.lm import deep
 from personae.lm.frozen import FrozenLM
 from personae.lm.prompts import Prompt
 from personae.lm.reading import KeyValues, prefix_cache
-from personae.lm.shared_context import attending
+from personae.lm.shared_context import Context, as_cache, attending
 
 _SHORTEST = 128  # places of a slot on the first shelf
 _PASS_TOKENS = 2048  # tokens, padding included, of one pass over newcomers
@@ -35,18 +35,54 @@ class Start:
     ----------
     prompt : Prompt
     virtual : Tensor (T, H), deep ones (T, L*H), keys and values (Hkv, T, D) a layer for placement ``prefix``, or None
+    context : Context of one row, optional
+        The text before the virtual tokens, where it was read already.
     """
 
     prompt: Prompt
     virtual: Tensor | KeyValues | None = None
+    context: Context | None = None
 
     @property
     def n_tokens(self) -> int:
         """Tokens and virtual tokens."""
+        return len(self.prompt.text_ids) + self.n_virtual
+
+    @property
+    def n_virtual(self) -> int:
+        """Virtual tokens."""
         if self.virtual is None:
-            return len(self.prompt.text_ids)
-        own = len(self.virtual) if isinstance(self.virtual, Tensor) else self.virtual[0][0].shape[1]
-        return len(self.prompt.text_ids) + own
+            return 0
+        return len(self.virtual) if isinstance(self.virtual, Tensor) else self.virtual[0][0].shape[1]
+
+    @property
+    def head(self) -> tuple[int, ...]:
+        """The text before the virtual tokens, which rows may share; none where nothing would be left to read."""
+        return self.prompt.before if self.n_virtual or self.prompt.after else ()
+
+
+def starts_of(
+    prompts: Sequence[Prompt],
+    virtual: Tensor | KeyValues | None = None,
+    contexts: Sequence[Context] | None = None,
+) -> list[Start]:
+    """One `Start` a prompt, of R sets of virtual tokens in one tensor (R, T, ...), or in one a layer.
+
+    Raises
+    ------
+    ValueError
+        There are not as many sets, or contexts, as prompts.
+    """
+    sets = len(prompts) if virtual is None else len(virtual if isinstance(virtual, Tensor) else virtual[0][0])
+    if not len(prompts) == sets == (len(prompts) if contexts is None else len(contexts)):
+        raise ValueError(f"{len(prompts)} prompts have {sets} sets of virtual tokens")
+
+    def own(row: int) -> Tensor | KeyValues | None:
+        if virtual is None:
+            return None
+        return [(k[row], v[row]) for k, v in virtual] if isinstance(virtual, list) else virtual[row]
+
+    return [Start(p, own(i), None if contexts is None else contexts[i]) for i, p in enumerate(prompts)]
 
 
 class Row:
@@ -136,7 +172,8 @@ class Slots(Generic[R]):
 
     def _join(self, newcomers: Sequence[R], starts: Sequence[Start]) -> Tensor:
         """What stands before the virtual tokens is computed once for all who share it, the rest row by row."""
-        contexts = self._contexts({s.prompt.before for s in starts if s.virtual is not None and s.prompt.before})
+        contexts = {s.head: _only(s.context) for s in starts if s.head and s.context is not None}
+        contexts |= self._contexts({s.head for s in starts if s.head} - set(contexts))
         rests = [self._rest(start) for start in starts]  # (M_i, H) each
         hidden = rests[0].new_empty(len(starts), self._lm.hidden_size)
         for some in _batches([len(x) for x in rests]):
@@ -145,9 +182,7 @@ class Slots(Generic[R]):
             standing = {id(shelf): len(shelf.rows) for shelf in self._shelves.values()}
             for row, i in places.items():
                 start = starts[i]
-                kept = start.virtual if isinstance(start.virtual, list) else None
-                if start.virtual is not None and start.prompt.before:
-                    kept = contexts[start.prompt.before]
+                kept = start.virtual if isinstance(start.virtual, list) else contexts.get(start.head)
                 row.length = kept[0][0].shape[1] if kept else 0
                 self._put(row, row.length + longest, kept)
             spans = [_Span(shelf, standing.get(id(shelf), 0)) for shelf in self._shelves.values()]
@@ -173,13 +208,11 @@ class Slots(Generic[R]):
 
     def _rest(self, start: Start) -> Tensor:
         """Input embeddings (M, H) of what no context holds."""
-        if start.virtual is None:
-            return self._lm.embed(start.prompt.text_ids)
-        after = self._lm.embed(start.prompt.after)
+        before, after = (self._lm.embed(ids) for ids in (start.prompt.before[len(start.head) :], start.prompt.after))
         if not isinstance(start.virtual, Tensor):
-            return after
+            return torch.cat([before, after])
         embedded, _ = deep.split(start.virtual, self._lm.hidden_size)
-        return torch.cat([embedded.to(after.dtype), after])
+        return torch.cat([before, embedded.to(after.dtype), after])
 
     def _put(self, row: R, length: int, kept: KeyValues | None) -> None:
         """Place a row on the shelf for that many tokens, with the keys and values it has."""
@@ -312,6 +345,11 @@ class _Attention:
         return (out[0] if len(out) == 1 else torch.cat(out)).transpose(1, 2)  # (R, M, Hq, D)
 
 
+def _only(context: Context) -> KeyValues:
+    """Keys and values (Hkv, T, D) a layer of a context of one row."""
+    return [(k[0], v[0]) for k, v in zip(context.keys, context.values, strict=True)]
+
+
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
     """Indices in order of length, as many at a time as a pass may have tokens."""
     some: list[int] = []
@@ -343,15 +381,17 @@ class OneByOne(Generic[R]):
 
     def join(self, newcomers: Sequence[R], starts: Sequence[Start]) -> Tensor:
         hidden = []
-        for row, (prompt, virtual) in zip(newcomers, ((s.prompt, s.virtual) for s in starts), strict=True):
-            row.cache = DynamicCache()
+        for row, start in zip(newcomers, starts, strict=True):
+            row.cache, virtual, before = DynamicCache(), start.virtual, start.prompt.before
+            if start.head and start.context is not None:
+                row.cache, before = as_cache(start.context.keys, start.context.values), ()
             own, corrections = [], None
             if isinstance(virtual, Tensor):
                 embedded, deeper = deep.split(virtual[None], self._lm.hidden_size)
-                own, corrections = [embedded[0].to(self._lm.dtype)], deep.of_rows(deeper, len(prompt.before))
+                own, corrections = [embedded[0].to(self._lm.dtype)], deep.of_rows(deeper, len(before))
             elif virtual is not None:
                 row.cache = prefix_cache(self._lm.placed([(k[None], v[None]) for k, v in virtual]), self._lm.dtype)
-            x = torch.cat([self._lm.embed(prompt.before), *own, self._lm.embed(prompt.after)])
+            x = torch.cat([self._lm.embed(before), *own, self._lm.embed(start.prompt.after)])
             with deep.corrected(self._lm.model, corrections):
                 hidden.append(self._pass(row, x))
         self.rows += newcomers

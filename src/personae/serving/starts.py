@@ -6,11 +6,8 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from torch import Tensor
-
 from personae.lm.prompts import plain_prompt
-from personae.lm.reading import KeyValues
-from personae.lm.slots import Start
+from personae.lm.slots import Start, starts_of
 from personae.lm.template import Message
 from personae.people.persona import Persona
 from personae.steering.base import ChatRows, Steerer
@@ -68,7 +65,7 @@ class Starts:
         found: dict[int, Start] = {}
         for same in alike.values():
             rows = self._rows(requests[same[0]], [requests[i].persona for i in same])
-            found |= {i: Start(rows.prompts[n], _of_row(rows.virtual, n)) for n, i in enumerate(same)}
+            found |= dict(zip(same, starts_of(rows.prompts, rows.virtual, rows.contexts), strict=True))
         return [found[i] for i in range(len(requests))]
 
     def _rows(self, asked: Asked, personas: Sequence[Persona | None]) -> ChatRows:
@@ -91,9 +88,3 @@ class Starts:
                 'open it with selection="hard"'
             )
         return rows
-
-
-def _of_row(virtual: Tensor | KeyValues | None, n: int) -> Tensor | KeyValues | None:
-    if virtual is None:
-        return None
-    return virtual[n] if isinstance(virtual, Tensor) else [(k[n], v[n]) for k, v in virtual]

@@ -17,6 +17,7 @@ from personae.lm.frozen import FrozenLM
 from personae.lm.generation import stream
 from personae.lm.prompts import Message, Prompt
 from personae.lm.reading import KeyValues
+from personae.lm.shared_context import Context
 from personae.people.persona import ANYONE, Persona
 
 REGISTRY: dict[str, type[Steerer]] = {}
@@ -40,11 +41,14 @@ class ChatRows(NamedTuple):
         or None
     mixed : Tensor (R / N, N), optional
         Where every N rows are one voice, the log of their weights.
+    contexts : list of R Context, optional
+        What stands before the virtual tokens, where the LM read it to find them.
     """
 
     prompts: list[Prompt]
     virtual: Tensor | KeyValues | None
     mixed: Tensor | None = None
+    contexts: list[Context] | None = None
 
 
 class Steerer(BaseEstimator, ABC):
@@ -112,7 +116,9 @@ class Steerer(BaseEstimator, ABC):
     ) -> Iterator[list[str]]:
         """The personas' replies to one chat, decoded together; each step yields the new text of everyone."""
         rows = self.chat_rows(messages, personas)
-        return stream(self.lm_, rows.prompts, rows.virtual, max_new_tokens, temperature, top_p, seeds, rows.mixed)
+        return stream(
+            self.lm_, rows.prompts, rows.virtual, max_new_tokens, temperature, top_p, seeds, rows.mixed, rows.contexts
+        )
 
     def answer(
         self, text: str, options: Sequence[str], personas: Persona | Sequence[Persona], read: str = "letters"

@@ -299,7 +299,9 @@ class PersonaPrompt(Steerer):
         prepared, vectors = prepare(self.lm_, [prompt]), self._vectors(personas)
         roots = self._roots(_covariances(personas), format)
         virtual = self.virtual_tokens(prepared, vectors, format, n_options, roots)
-        return ChatRows([prompt] * len(personas), virtual[0] if isinstance(virtual, torch.Tensor) else virtual)
+        contexts = None if prepared.parts is None else prepared.parts * len(personas)
+        virtual = virtual[0] if isinstance(virtual, torch.Tensor) else virtual
+        return ChatRows([prompt] * len(personas), virtual, contexts=contexts)
 
     def _vectors(self, personas: Sequence[Persona]) -> torch.Tensor:
         """Person vectors (P, D) on the LM's device."""

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-_LOGIT_ROWS = 1024  # positions x prompts whose full-vocabulary logits exist at one time
+_LOGIT_ROWS = 128  # positions x prompts whose full-vocabulary logits exist at one time, near the processor
 
 
 # as published ----------------------------------------------------------------------------------------------------

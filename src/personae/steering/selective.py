@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,7 @@ from personae.data.dialogues import Dialogues
 from personae.data.survey import Question
 from personae.lm.frozen import FrozenLM
 from personae.lm.prompts import Message, Placement, Prompt, chat_prompt, letters_prompt, reply_ids, text_prompt
-from personae.lm.reading import KeyValues, option_logits, prepare
+from personae.lm.reading import option_logits, prepare
 from personae.people.persona import Persona
 from personae.steering.bank import PaperRetriever, PromptBank, Retriever, SelectiveNetwork
 from personae.steering.base import ChatRows, Steerer, check_read
@@ -334,17 +335,21 @@ class Selective(Steerer):
     def rows(self, chats: Sequence[Sequence[Message]], personas: Sequence[Persona] | None = None) -> ChatRows:
         """What the LM is to continue in each of several chats: one row with the chat's most probable prompt, or with
         ``selection="mixture"`` a row for each prompt."""
-        prompts: list[Prompt] = []
-        virtual, weights = [], []
-        for batch in self._batches(chats, personas):
-            log_p = log_choice(self.network_, batch, self.choice)
-            chosen = log_p.argmax(1, keepdim=True) if self.selection == "hard" else None
-            virtual.append(self.network_.bank(batch.h, batch.z, chosen))
-            prompts += [
-                p for p in batch.prepared.prompts for _ in range(1 if self.selection == "hard" else self.n_prompts)
-            ]
-            weights.append(log_p)
-        return ChatRows(prompts, _joined(virtual), None if self.selection == "hard" else torch.cat(weights))
+        return _together([self.rows_of(batch) for batch in self._batches(chats, personas)])
+
+    @torch.no_grad()
+    def rows_of(self, batch: Batch) -> ChatRows:
+        """`rows` of contexts that were read."""
+        log_p = log_choice(self.network_, batch, self.choice)
+        hard = self.selection == "hard"
+        virtual = self.network_.bank(batch.h, batch.z, log_p.argmax(1, keepdim=True) if hard else None)
+        each, prepared = 1 if hard else self.n_prompts, batch.prepared
+        return ChatRows(
+            [prompt for prompt in prepared.prompts for _ in range(each)],
+            virtual.flatten(0, 1) if isinstance(virtual, Tensor) else virtual,  # key/values are rows already
+            None if hard else log_p,
+            None if prepared.parts is None else [part for part in prepared.parts for _ in range(each)],
+        )
 
     def chat_rows(self, messages: Sequence[Message], personas: Sequence[Persona]) -> ChatRows:
         """See `Steerer`."""
@@ -429,9 +434,18 @@ def _some(vectors: Tensor | None) -> Sequence[Tensor | None]:
     return [None] if vectors is None else vectors.split(_CHATS)
 
 
-def _joined(virtual: Sequence[Tensor | KeyValues]) -> Tensor | KeyValues:
-    """Virtual tokens (B, N, T, H) of several passes as rows (R, T, H); key/values are rows already."""
-    if isinstance(virtual[0], Tensor):
-        return torch.cat([v.flatten(0, 1) for v in virtual if isinstance(v, Tensor)])
-    layers = zip(*virtual, strict=True)
-    return [(torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer])) for layer in layers]
+def _together(parts: Sequence[ChatRows]) -> ChatRows:
+    """The rows of several passes, in their order."""
+    prompts, virtual, mixed, contexts = zip(*parts, strict=True)
+    return ChatRows(
+        list(chain.from_iterable(prompts)),
+        torch.cat(virtual)
+        if isinstance(virtual[0], Tensor)
+        else [_pair(layer) for layer in zip(*virtual, strict=True)],
+        None if mixed[0] is None else torch.cat(mixed),
+        None if contexts[0] is None else list(chain.from_iterable(contexts)),
+    )
+
+
+def _pair(layer: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    return torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer])

@@ -9,7 +9,7 @@ from torch import Tensor
 from personae.lm.frozen import FrozenLM
 from personae.lm.generation import finish, generate, stream
 from personae.lm.prompts import PLACEMENTS, Prompt, chat_prompt
-from personae.lm.reading import KeyValues, prefix_cache
+from personae.lm.reading import KeyValues, prefix_cache, prepare
 from personae.lm.tiny import tiny_lm
 
 ASKED = ["Should we spend more on roads, schools or the army?", "Roads?", "A person would say so. Why?"]
@@ -38,13 +38,11 @@ def of_row(virtual: Tensor | KeyValues, r: int) -> Tensor | KeyValues:
 
 
 def play(monkeypatch: pytest.MonkeyPatch, script: Sequence[Sequence[int]]) -> None:
-    """Let the LM say these tokens, a list a row."""
-    turn = {"calls": 0}
+    """Let the LM say these tokens, a list a row; seeds are the rows' numbers."""
+    steps = [iter(tokens) for tokens in script]
 
-    def choose(*_: object) -> int:
-        step, row = divmod(turn["calls"], len(script))
-        turn["calls"] += 1
-        return script[row][step] if step < len(script[row]) else 100
+    def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
+        return next(steps[generator.initial_seed()], 100)
 
     monkeypatch.setattr("personae.lm.generation.choose", choose)
 
@@ -113,6 +111,22 @@ def test_a_vanishing_top_p_is_greedy(lm):
     assert generate(lm, prompts(lm), virtual_tokens(lm), max_new_tokens=10, temperature=0.7, top_p=1e-6) == greedy
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bloom"])
+def test_contexts_that_were_read_are_not_read_again(architecture):
+    lm = tiny_lm(architecture)
+    virtual, told = virtual_tokens(lm), prompts(lm)
+    said = generate(lm, told, virtual, max_new_tokens=8)
+    parts = prepare(lm, told).parts
+    read: list[int] = []
+    watched = lm.model.base_model.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    again = generate(lm, told, virtual, max_new_tokens=8, contexts=parts)
+    watched.remove()
+    assert again == said
+    assert max(read) == 2  # virtual tokens, and no text
+
+
 @pytest.mark.parametrize("how", [{}, SAMPLED], ids=["greedy", "sampled"])
 def test_streamed_pieces_join_to_the_text(lm, how):
     pieces = list(stream(lm, prompts(lm), virtual_tokens(lm), max_new_tokens=15, **how))
@@ -174,7 +188,7 @@ def test_generation_leaves_no_gradient_and_no_mode_behind(lm):
         ({"top_p": 0.0}, "top_p in"),
         ({"top_p": 1.5}, "top_p in"),
         ({"max_new_tokens": 0}, "max_new_tokens must be at least 1"),
-        ({"seeds": [1, 2]}, "3 prompts have 3 sets of virtual tokens and 2 seeds"),
+        ({"seeds": [1, 2]}, "3 prompts do not go with 2 seeds for 3 voices"),
         ({"virtual": torch.zeros(2, 1, 32)}, "3 prompts have 2 sets"),
     ],
 )
