@@ -35,6 +35,13 @@ class Corrections(NamedTuple):
     row: Tensor
     place: Tensor
 
+    def along(self, path: Tensor, rows: range, width: int, behind: int) -> Corrections:
+        """Those of a pass over some rows alone, and of their ``width`` places over a path alone, ``behind`` others."""
+        new = torch.full((width,), -1, device=self.place.device)
+        new[path.to(new.device)] = behind + torch.arange(len(path), device=new.device)
+        mine = (self.row >= rows.start) & (self.row < rows.stop) & (new[self.place] >= 0)
+        return Corrections(self.numbers[mine], self.row[mine] - rows.start, new[self.place[mine]])
+
 
 _active: ContextVar[Corrections | None] = ContextVar("corrections", default=None)
 _watched: WeakSet[PreTrainedModel] = WeakSet()

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from personae.lm import shared_context
+from personae.lm.deep import Corrections
 from personae.lm.names import ModelNotFound, no_bars, resolve
 from personae.lm.shared_context import Context
 from personae.lm.template import Template
@@ -244,11 +245,11 @@ class FrozenLM:
         x: Tensor,
         offset: Tensor | None = None,
         visible: Tensor | None = None,
-        deeper: Tensor | None = None,
+        corrections: Corrections | None = None,
     ) -> Tensor:
         """Hidden states (C, N, M, H) of N continuations of each context, by the engine or, if need be, row by row."""
         run = shared_context.continue_shared if self.shared else shared_context.continue_plain
-        return run(self.model, context, x, offset, visible, deeper)
+        return run(self.model, context, x, offset, visible, corrections)
 
     def logits(self, hidden: Tensor, ids: Tensor | None = None) -> Tensor:
         """Next-token logits (..., V) in float32, or (..., len(ids)) from those rows of the output matrix only."""

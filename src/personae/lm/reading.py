@@ -155,6 +155,7 @@ def read(
     prepared: Prepared,
     virtual: Tensor | KeyValues,
     branches: Sequence[Sequence[Sequence[int]]] | None = None,
+    shared: int = 0,
 ) -> Read:
     """Run the LM over prompt + virtual tokens (+ branches), every prompt with each of its N sets.
 
@@ -164,39 +165,55 @@ def read(
         list, one a layer, of keys and values (C*N, Hkv, T, D)
     branches : for each prompt its texts as token ids, optional
         Each text's tokens but the last are run; see `text_log_probs`.
+    shared : int
+        Tokens that begin all of a prompt's sets alike: they are run once, with the sets as branches of them.
     """
     c = len(prepared)
     prefix = None if isinstance(virtual, Tensor) else lm.placed(virtual)
-    n = virtual.shape[1] if isinstance(virtual, Tensor) else virtual[0][0].shape[0] // c
-    own = virtual.shape[2] if isinstance(virtual, Tensor) else 0  # virtual tokens that are part of the row
-    trees = [_Tree.build(own + len(p.after), b) for p, b in zip(prepared.prompts, branches or [()] * c, strict=True)]
-    m = max(t.size for t in trees)
-    width = max(len(t.tokens) for t in trees)
+    if not isinstance(virtual, Tensor):
+        virtual = lm.embed([]).expand(c, virtual[0][0].shape[0] // c, 0, -1)  # none of them is part of the row
+    n = virtual.shape[1]
+    if n == 1 or any(p.after for p in prepared.prompts):  # text in every branch would make rows too long
+        shared = 0
+    texts = [list(b) for b in branches or [()] * c]
+    own = virtual.shape[2] - shared
+    layouts = [_Layout.of(shared, own + len(p.after), n, t) for p, t in zip(prepared.prompts, texts, strict=True)]
+    m = max(one.tree.size for one in layouts)
 
-    after = [lm.embed([*p.after, *t.tokens]) for p, t in zip(prepared.prompts, trees, strict=True)]
-    tail = torch.stack([torch.nn.functional.pad(e, (0, 0, 0, m - own - len(e))) for e in after])  # (C, M - T, H)
-    x, deeper = tail[:, None].expand(c, n, -1, -1), None
-    if isinstance(virtual, Tensor):
-        embedded, deeper = deep.split(virtual, lm.hidden_size)
-        x = torch.cat([embedded.to(lm.dtype), x], 2)
+    embedded, deeper = deep.split(virtual, lm.hidden_size)
+    rows = []
+    for i, (prompt, text) in enumerate(zip(prepared.prompts, texts, strict=True)):
+        tail = lm.embed([*prompt.after, *(token for t in text for token in t[:-1])]).expand(n, -1, -1)
+        each = torch.cat([embedded[i, :, shared:].to(lm.dtype), tail], 1)  # (N, t, H)
+        if shared:
+            each = torch.cat([embedded[i, :1, :shared].to(lm.dtype), each.flatten(0, 1)[None]], 1)
+        rows.append(torch.nn.functional.pad(each, (0, 0, 0, m - each.shape[1])))
+    x = torch.stack(rows)  # (C, N, M, H), or where sets share a row (C, 1, M, H)
+    corrections = None if deeper is None else _corrections(deeper, shared, layouts)
 
     # One path per row is plain causal order, which the LM's own fused attention does best.
-    branching = any(len(t.branches) > 1 for t in trees)
+    branching = any(one.tree.branches for one in layouts)
     if prepared.context is not None or branching:
-        visible = torch.stack([t.visible(m) for t in trees]).to(lm.device) if branching else None
-        offset = torch.stack([t.offset(m) for t in trees]).to(lm.device) if branching else None
-        hidden = _extend(lm, prepared, prefix, x, offset, visible, deeper)
+        visible = torch.stack([one.tree.visible(m) for one in layouts]).to(lm.device) if branching else None
+        offset = torch.stack([one.tree.offset(m) for one in layouts]).to(lm.device) if branching else None
+        hidden = _extend(lm, prepared, prefix, x, offset, visible, corrections)
     else:
-        hidden = _rows(lm, prefix, x, deeper)
-    each = torch.arange(c, device=lm.device)
-    ends = torch.tensor([t.trunk - 1 for t in trees], device=lm.device)
-    trunk = hidden[each, :, ends]  # (C, N, H)
+        hidden = _rows(lm, prefix, x, corrections)
+    flat = hidden.flatten(1, 2)  # (C, rows * M, H)
+    first = torch.zeros(n, dtype=torch.long) if shared else m * torch.arange(n)
+    ends = (torch.tensor([one.ends for one in layouts]) + first).to(lm.device)  # (C, N)
+    n_read = torch.tensor([one.n_read for one in layouts], device=lm.device)
+
+    def at(index: Tensor) -> Tensor:  # (C, ...) to (C, ..., H)
+        found = flat.gather(1, index.flatten(1)[..., None].expand(-1, -1, flat.shape[-1]))
+        return found.view(*index.shape, flat.shape[-1])
+
+    trunk, width = at(ends), int(n_read.max())
     if not width:
         return Read(trunk, None)
-    index = torch.stack([torch.arange(width).clamp(max=t.size - t.trunk - 1) + t.trunk for t in trees])
-    index = index.clamp(min=0).to(lm.device)  # (C, B); padding repeats a real place and is never read
-    branch = hidden.gather(2, index[:, None, :, None].expand(c, n, width, hidden.shape[-1]))
-    return Read(trunk, branch)
+    # Padding repeats a real place and is never read.
+    behind = torch.minimum(1 + torch.arange(width, device=lm.device), n_read[:, None])  # (C, B)
+    return Read(trunk, at(ends[:, :, None] + behind[:, None]))
 
 
 def _extend(
@@ -206,11 +223,11 @@ def _extend(
     x: Tensor,
     offset: Tensor | None,
     visible: Tensor | None,
-    deeper: Tensor | None,
+    corrections: deep.Corrections | None,
 ) -> Tensor:
     c, n, m, h = x.shape
     if prepared.context is not None:
-        return lm.extend(prepared.context, x, offset, visible, deeper)
+        return lm.extend(prepared.context, x, offset, visible, corrections)
     # No shared part: every row is a context of its own, empty or holding its learned key/values.
     if prefix is None:
         prefix = lm.placed([(x.new_zeros(c * n, heads, 0, size),) * 2 for heads, size in lm.key_shapes])
@@ -222,18 +239,35 @@ def _extend(
     def per_row(t: Tensor | None) -> Tensor | None:
         return None if t is None else t.repeat_interleave(n, 0)
 
-    own = None if deeper is None else deeper.flatten(0, 1)[:, None]
-    return lm.extend(alone, x.reshape(c * n, 1, m, h), per_row(offset), per_row(visible), own).view(c, n, m, h)
+    rows = x.reshape(c * n, 1, m, h)
+    return lm.extend(alone, rows, per_row(offset), per_row(visible), corrections).view(c, n, m, h)
 
 
-def _rows(lm: FrozenLM, prefix: KeyValues | None, x: Tensor, deeper: Tensor | None) -> Tensor:
+def _rows(lm: FrozenLM, prefix: KeyValues | None, x: Tensor, corrections: deep.Corrections | None) -> Tensor:
     c, n, m, h = x.shape
     cache = None if prefix is None else prefix_cache(prefix, lm.dtype)
-    with deep.corrected(lm.model, deep.of_rows(None if deeper is None else deeper.flatten(0, 1))):
+    with deep.corrected(lm.model, corrections):
         out = lm.model.base_model(
             inputs_embeds=x.reshape(c * n, m, h), past_key_values=cache, use_cache=cache is not None
         )
     return out.last_hidden_state.view(c, n, m, h)
+
+
+def _corrections(deeper: Tensor, shared: int, layouts: Sequence[_Layout]) -> deep.Corrections:
+    """Those of virtual tokens (C, N, T, (L - 1) * H) where they stand in the rows."""
+    if not shared:
+        found = deep.of_rows(deeper.flatten(0, 1))
+        assert found is not None
+        return found
+    c, n, t, _ = deeper.shape
+    row, once = torch.arange(c), torch.arange(shared)
+    begins = torch.tensor([one.begins for one in layouts])  # (C, N)
+    own = (begins[..., None] + torch.arange(t - shared)).flatten()
+    return deep.Corrections(
+        torch.cat([deeper[:, 0, :shared].flatten(0, 1), deeper[:, :, shared:].flatten(0, 2)]),
+        torch.cat([row.repeat_interleave(shared), row.repeat_interleave(n * (t - shared))]).to(deeper.device),
+        torch.cat([once.repeat(c), own]).to(deeper.device),
+    )
 
 
 def prefix_cache(prefix: KeyValues, dtype: torch.dtype) -> DynamicCache:
@@ -243,36 +277,75 @@ def prefix_cache(prefix: KeyValues, dtype: torch.dtype) -> DynamicCache:
 
 @dataclass
 class _Tree:
-    """A trunk of tokens and the branches that continue it, laid out in one row."""
+    """Segments of tokens side by side in one row; each continues an earlier one, or the prompt."""
 
-    trunk: int
-    tokens: list[int]
-    branches: list[int]  # number of input tokens of each branch
+    starts: list[int]  # of the segments, in the row
+    lengths: list[int]
+    parents: list[int | None]
 
-    @classmethod
-    def build(cls, trunk: int, texts: Sequence[Sequence[int]]) -> _Tree:
-        inputs = [list(t[:-1]) for t in texts]
-        return cls(trunk, [i for t in inputs for i in t], [len(t) for t in inputs if t])
+    def add(self, length: int, parent: int | None = None) -> int:
+        """The number of a new segment."""
+        self.starts.append(self.size)
+        self.lengths.append(length)
+        self.parents.append(parent)
+        return len(self.starts) - 1
 
     @property
     def size(self) -> int:
-        return self.trunk + len(self.tokens)
+        return self.starts[-1] + self.lengths[-1] if self.starts else 0
+
+    @property
+    def branches(self) -> bool:
+        """Whether some segment does not continue the one beside it."""
+        return any(parent != (i - 1 if i else None) for i, parent in enumerate(self.parents))
 
     def offset(self, m: int) -> Tensor:
-        position = list(range(self.trunk))
-        for length in self.branches:
-            position += range(self.trunk, self.trunk + length)
-        return torch.tensor(position + [0] * (m - len(position)))
+        """How far each of m places is behind the prompt, (m,)."""
+        found = torch.zeros(m, dtype=torch.long)
+        begin: list[int] = []
+        for start, length, parent in zip(self.starts, self.lengths, self.parents, strict=True):
+            begin.append(0 if parent is None else begin[parent] + self.lengths[parent])
+            found[start : start + length] = begin[-1] + torch.arange(length)
+        return found
 
     def visible(self, m: int) -> Tensor:
-        seen = torch.ones(m, m, dtype=torch.bool).tril()
-        start = self.trunk
-        for length in self.branches:
-            seen[start : start + length, self.trunk : start] = False
-            start += length
-        seen[self.size :] = False
+        """Which of m places (columns) each of them (rows) sees, (m, m)."""
+        seen = torch.zeros(m, m, dtype=torch.bool)
+        for i, (start, length) in enumerate(zip(self.starts, self.lengths, strict=True)):
+            rows = slice(start, start + length)
+            seen[rows, rows] = torch.ones(length, length, dtype=torch.bool).tril()
+            parent = self.parents[i]
+            while parent is not None:
+                seen[rows, self.starts[parent] : self.starts[parent] + self.lengths[parent]] = True
+                parent = self.parents[parent]
         seen[self.size :, 0] = True  # padding must see something; nothing reads it
         return seen
+
+
+@dataclass
+class _Layout:
+    """Where a row has the sets of virtual tokens of a prompt and the texts that follow each of them."""
+
+    tree: _Tree
+    begins: list[int]  # where each set's own tokens begin
+    ends: list[int]  # the place that predicts what follows it
+    n_read: int  # the texts' input tokens, which stand right behind
+
+    @classmethod
+    def of(cls, shared: int, own: int, n: int, texts: Sequence[Sequence[int]]) -> _Layout:
+        """Of n sets in one row where they share tokens; else of one, and all rows are alike."""
+        lengths = [len(text) - 1 for text in texts if len(text) > 1]
+        tree = _Tree([], [], [])
+        root = tree.add(shared) if shared else None
+        begins = []
+        for _ in range(n if shared else 1):
+            trunk = tree.add(own, root)
+            begins.append(tree.starts[trunk])
+            for length in lengths:
+                tree.add(length, trunk)
+        if not shared:
+            begins *= n
+        return cls(tree, begins, [begin + own - 1 for begin in begins], sum(lengths))
 
 
 def letter_logits(lm: FrozenLM, found: Read, n_options: Sequence[int]) -> Tensor:

@@ -124,7 +124,7 @@ def continue_shared(
     x: Tensor,
     offset: Tensor | None = None,
     visible: Tensor | None = None,
-    deeper: Tensor | None = None,
+    corrections: deep.Corrections | None = None,
 ) -> Tensor:
     """Hidden states of N continuations of each context.
 
@@ -137,8 +137,8 @@ def continue_shared(
     visible : Tensor (C, M, M) of bool, optional
         Which own token (column) each own token (row) sees; causal by default. With ``offset`` it lets several
         branches (the options of a question) share one trunk (the virtual tokens).
-    deeper : Tensor (C, N, T, (L - 1) * H), optional
-        Corrections of the first T tokens of each continuation (see `personae.lm.deep`).
+    corrections : Corrections, optional
+        Of the C*N continuations, context by context (see `personae.lm.deep`).
 
     Returns
     -------
@@ -150,7 +150,6 @@ def continue_shared(
     position = context.lengths[:, None] + offset  # (C, M)
     if visible is None:
         visible = torch.ones(m, m, dtype=torch.bool, device=x.device).tril().expand(c, m, m)
-    corrections = deep.of_rows(None if deeper is None else deeper.flatten(0, 1))
     with attending(_Shared(context, position, visible)), deep.corrected(model, corrections):
         out = model.base_model(
             inputs_embeds=x.reshape(c * n, m, h),
@@ -166,7 +165,7 @@ def continue_plain(
     x: Tensor,
     offset: Tensor | None = None,
     visible: Tensor | None = None,
-    deeper: Tensor | None = None,
+    corrections: deep.Corrections | None = None,
 ) -> Tensor:
     """The same as `continue_shared` by running every row [context + continuation] in full.
 
@@ -187,7 +186,10 @@ def continue_plain(
                     [k[c, :, :length].expand(len(row), -1, -1, -1) for k in context.keys],
                     [v[c, :, :length].expand(len(row), -1, -1, -1) for v in context.values],
                 )
-            with deep.corrected(model, deep.of_rows(None if deeper is None else deeper[c], start=len(head))):
+            own = None
+            if corrections is not None:
+                own = corrections.along(path, range(c * len(row), (c + 1) * len(row)), x.shape[2], len(head))
+            with deep.corrected(model, own):
                 out = model.base_model(inputs_embeds=full, past_key_values=cache, use_cache=cache is not None)
             row = row.index_copy(1, path, out.last_hidden_state[:, len(head) :])
         rows.append(row)

@@ -199,7 +199,7 @@ class RepliesTask:
             chosen = random_choice(batch.prepared.prompts, k).to(self.lm.device)
             return prompt_nlls(self.lm, batch, network.bank(batch.h, batch.z, chosen[:, None])).mean()
         log_p = log_choice(network, batch, self.choice)
-        nll = prompt_nlls(self.lm, batch, network.bank(batch.h, batch.z))
+        nll = prompt_nlls(self.lm, batch, network.bank(batch.h, batch.z), network.bank.n_shared)
         n_tokens = torch.tensor([len(reply) for reply in batch.replies], device=self.lm.device)
         loss = losses.mixture_loss(log_p, nll, n_tokens) if self.mixture else losses.expected_loss(log_p, nll)
         if self.choice == "learned" and k > 1:
@@ -220,10 +220,10 @@ class RepliesTask:
         return losses.paper_loss(nll, fused, scores, alike, self.weights).total
 
 
-def prompt_nlls(lm: FrozenLM, batch: Batch, virtual: Tensor | KeyValues) -> Tensor:
-    """NLL a token (B, N) of each reply under each of its context's N prompts."""
+def prompt_nlls(lm: FrozenLM, batch: Batch, virtual: Tensor | KeyValues, shared: int = 0) -> Tensor:
+    """NLL a token (B, N) of each reply under each of its context's N prompts, whose first tokens may be shared."""
     branches = [[reply] for reply in batch.replies]
-    return -torch.stack(text_log_probs(lm, read(lm, batch.prepared, virtual, branches), branches))[:, :, 0]
+    return -torch.stack(text_log_probs(lm, read(lm, batch.prepared, virtual, branches, shared), branches))[:, :, 0]
 
 
 def log_choice(network: SelectiveNetwork, batch: Batch, choice: str) -> Tensor:
@@ -272,7 +272,7 @@ def reply_nll(lm: FrozenLM, network: SelectiveNetwork, batch: Batch, choice: str
     if not mixture:
         chosen = log_p.argmax(1, keepdim=True)
         return ReplyNLL(prompt_nlls(lm, batch, network.bank(batch.h, batch.z, chosen))[:, 0] * n_tokens, log_p)
-    each = n_tokens[:, None] * prompt_nlls(lm, batch, network.bank(batch.h, batch.z))
+    each = n_tokens[:, None] * prompt_nlls(lm, batch, network.bank(batch.h, batch.z), network.bank.n_shared)
     return ReplyNLL(-(log_p - each).logsumexp(1), log_p, each)
 
 

@@ -6,7 +6,7 @@ from torch import Tensor
 
 from personae.lm import reading
 from personae.lm.frozen import FrozenLM
-from personae.lm.prompts import LETTERS, PLACEMENTS, Prompt, letters_prompt, text_prompt
+from personae.lm.prompts import LETTERS, PLACEMENTS, Prompt, letters_prompt, plain_prompt, text_prompt
 from personae.lm.reading import (
     KeyValues,
     letter_logits,
@@ -269,3 +269,36 @@ def test_real_model_equals_single_rows(placement):
             for k, text in enumerate(texts):
                 expected = row_log_probs(lm, prompts[c], of_person(virtual, c, 1), text).mean()
                 assert scores[c][1, k].item() == pytest.approx(expected.item(), rel=1e-3)
+
+
+@pytest.mark.parametrize("deep", [False, True])
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bloom"])  # bloom without the engine
+def test_tokens_that_all_sets_share_are_run_once(architecture, deep):
+    lm = tiny_lm(architecture)
+    generator = torch.Generator().manual_seed(0)
+    width = lm.hidden_size * (lm.model.config.num_hidden_layers if deep else 1)
+    shared, own = (torch.randn(3, n, t, width, generator=generator) * 0.1 for n, t in ((1, 3), (4, 2)))
+    texts = [[[5, 9, 60, 2]], [[7]], [[8, 3], [4, 4, 4]]]
+    prepared = prepare(lm, [plain_prompt(lm, "Roads? " * n, "late") for n in (3, 1, 2)])
+    gradients = []
+    for n_shared in (0, 3):
+        inputs = [t.clone().requires_grad_() for t in (shared, own)]
+        virtual = torch.cat([inputs[0].expand(-1, 4, -1, -1), inputs[1]], 2)
+        found = text_log_probs(lm, read(lm, prepared, virtual, texts, n_shared), texts)
+        torch.cat([f.flatten() for f in found]).square().sum().backward()
+        gradients.append([torch.cat([f.flatten() for f in found]).detach(), *(t.grad for t in inputs)])
+    for once, each in zip(gradients[1], gradients[0], strict=True):
+        torch.testing.assert_close(once, each, rtol=1e-3, atol=1e-5)
+
+
+def test_shared_tokens_make_a_pass_shorter():
+    lm, passed = tiny_lm("llama"), []
+    prepared = prepare(lm, [plain_prompt(lm, "Roads?", "late")])
+    handle = lm.model.base_model.register_forward_pre_hook(
+        lambda _, args, kwargs: passed.append(kwargs["inputs_embeds"].shape[:2].numel()), with_kwargs=True
+    )
+    with torch.no_grad():
+        for n_shared in (0, 6):
+            read(lm, prepared, torch.zeros(1, 4, 8, lm.hidden_size), [[[5, 9, 60, 2]]], n_shared)
+    handle.remove()
+    assert passed == [4 * (8 + 3), 6 + 4 * (2 + 3)]
