@@ -171,6 +171,24 @@ def test_the_contexts_of_a_step_are_computed_once_whatever_the_number_of_prompts
 
 
 # learning --------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("selection", ["hard", "mixture"])
+def test_a_chat_is_read_once_to_choose_a_prompt_and_to_reply(lm, dialogues, selection, monkeypatch):
+    steerer = trained(lm, dialogues, steps=1, selection=selection)
+    chat = as_messages(next(iter(dialogues.examples(None))))
+    said, passed, run = steerer.chat(chat, max_new_tokens=4), [], lm.model.base_model.forward
+
+    def counted(*args, **kwargs):
+        passed.append((kwargs["input_ids"] if "input_ids" in kwargs else kwargs["inputs_embeds"][..., 0]).shape)
+        return run(*args, **kwargs)
+
+    monkeypatch.setattr(lm.model.base_model, "forward", counted)
+    assert steerer.chat(chat, max_new_tokens=4) == said
+    voices = 1 if selection == "hard" else steerer.n_prompts
+    first = [(1, len(chat_prompt(lm, chat, "late").text_ids)), (voices, steerer.network_.bank.prompts().shape[1])]
+    assert passed[:2] == first
+    assert set(passed[2:]) <= {(voices, 1)}
+
+
 @pytest.mark.parametrize(("recipe", "rest"), [("mixture", 0.98), ("paper", 0.998)])  # prompts move a random LM little
 def test_it_learns_and_leaves_the_lm_alone(lm, dialogues, recipe, rest):
     before = {name: value.clone() for name, value in lm.model.state_dict().items()}
