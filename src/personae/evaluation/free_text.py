@@ -13,32 +13,40 @@ from personae.evaluation.fitted import Fitted
 from personae.evaluation.intervals import Bootstrap
 from personae.evaluation.plan import Cell
 from personae.lm.frozen import FrozenLM
+from personae.lm.generation import finish, stream
 from personae.lm.prompts import Message, text_prompt
 from personae.lm.reading import option_logits, prepare
 from personae.people.persona import Persona
 from personae.steering import talk
-from personae.steering.base import Steerer
+from personae.steering.base import ChatRows, Steerer
 from personae.steering.text import TextPrompt, describe_by_traits
 
 _ASK = "{} Tell me in one sentence."
 _BATCH = 16  # replies decoded together
 _TOKENS = 40
 _EXAMPLES = 10
-_QUESTIONS = 40  # replies to one question are decoded together, so few questions are fast
+_QUESTIONS = 40  # each is read once for everybody, so few questions are fast
 
 
 def replies(steerer: Steerer, personas: Sequence[Persona], questions: Sequence[Question]) -> list[str]:
     """One sentence of each persona on the question beside it, greedily."""
-    out = [""] * len(personas)
-    for question in dict.fromkeys(questions):
+    parts: list[tuple[list[int], ChatRows]] = []
+    for question in dict.fromkeys(questions):  # which is read once for everybody who is asked it
         at = [i for i, q in enumerate(questions) if q == question]
         message: list[Message] = [{"role": "user", "content": _ASK.format(question.text)}]
         for start in range(0, len(at), _BATCH):
             places = at[start : start + _BATCH]
-            for pieces in steerer.stream(message, [personas[i] for i in places], _TOKENS):
-                for i, piece in zip(places, pieces, strict=True):
-                    out[i] += piece
-    return [text.strip() for text in out]
+            parts.append((places, steerer.chat_rows(message, [personas[i] for i in places])))
+    out = [""] * len(personas)
+    while parts:
+        some = [parts.pop()]
+        while parts and sum(len(at) for at, _ in some) + len(parts[-1][0]) <= _BATCH:
+            some.append(parts.pop())
+        rows = ChatRows.together([rows for _, rows in some])
+        made = stream(steerer.lm_, rows.prompts, rows.virtual, _TOKENS, mixed=rows.mixed, contexts=rows.contexts)
+        for i, text in zip((i for at, _ in some for i in at), finish(made)[0], strict=True):
+            out[i] = text
+    return out
 
 
 @torch.no_grad()
@@ -84,7 +92,7 @@ def stances(lm: FrozenLM, texts: Sequence[str], questions: Sequence[Question]) -
 def stance_agreement(fitted: Fitted, cell: Cell, n: int = 200, seed: int = 0) -> list[dict[str, Any]]:
     """Share of replies that stand for the option the person gave, for the steered LM and its controls.
 
-    Of at most 40 questions, so that many replies to each are decoded together.
+    Of at most 40 questions, so that many replies share the reading of each.
     The last row is the true answer itself, put in a sentence: the ceiling of what can be read from a reply.
 
     Returns

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import pandas as pd
+import torch
 from sklearn.base import BaseEstimator
 from torch import Tensor
 
@@ -49,6 +51,24 @@ class ChatRows(NamedTuple):
     virtual: Tensor | KeyValues | None
     mixed: Tensor | None = None
     contexts: list[Context] | None = None
+
+    @classmethod
+    def together(cls, parts: Sequence[ChatRows]) -> ChatRows:
+        """The rows of several, all of one steerer, in their order."""
+        prompts, virtual, mixed, contexts = zip(*parts, strict=True)
+        return cls(
+            list(chain.from_iterable(prompts)),
+            None if virtual[0] is None else _joined(virtual),
+            None if mixed[0] is None else torch.cat(mixed),
+            None if contexts[0] is None else list(chain.from_iterable(contexts)),
+        )
+
+
+def _joined(virtual: Sequence[Tensor | KeyValues]) -> Tensor | KeyValues:
+    if isinstance(virtual[0], Tensor):
+        return torch.cat([own for own in virtual if isinstance(own, Tensor)])
+    layers = zip(*virtual, strict=True)  # of each the pairs of all parts
+    return [(torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer])) for layer in layers]
 
 
 class Steerer(BaseEstimator, ABC):

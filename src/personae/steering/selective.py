@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -335,7 +334,7 @@ class Selective(Steerer):
     def rows(self, chats: Sequence[Sequence[Message]], personas: Sequence[Persona] | None = None) -> ChatRows:
         """What the LM is to continue in each of several chats: one row with the chat's most probable prompt, or with
         ``selection="mixture"`` a row for each prompt."""
-        return _together([self.rows_of(batch) for batch in self._batches(chats, personas)])
+        return ChatRows.together([self.rows_of(batch) for batch in self._batches(chats, personas)])
 
     @torch.no_grad()
     def rows_of(self, batch: Batch) -> ChatRows:
@@ -432,20 +431,3 @@ class Selective(Steerer):
 
 def _some(vectors: Tensor | None) -> Sequence[Tensor | None]:
     return [None] if vectors is None else vectors.split(_CHATS)
-
-
-def _together(parts: Sequence[ChatRows]) -> ChatRows:
-    """The rows of several passes, in their order."""
-    prompts, virtual, mixed, contexts = zip(*parts, strict=True)
-    return ChatRows(
-        list(chain.from_iterable(prompts)),
-        torch.cat(virtual)
-        if isinstance(virtual[0], Tensor)
-        else [_pair(layer) for layer in zip(*virtual, strict=True)],
-        None if mixed[0] is None else torch.cat(mixed),
-        None if contexts[0] is None else list(chain.from_iterable(contexts)),
-    )
-
-
-def _pair(layer: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    return torch.cat([k for k, _ in layer]), torch.cat([v for _, v in layer])
