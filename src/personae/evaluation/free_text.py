@@ -14,14 +14,15 @@ from personae.evaluation.intervals import Bootstrap
 from personae.evaluation.plan import Cell
 from personae.lm.frozen import FrozenLM
 from personae.lm.generation import finish, stream
-from personae.lm.prompts import Message, text_prompt
-from personae.lm.reading import option_logits, prepare
+from personae.lm.prompts import Message, Prompt, chat_prompt, reply_ids
+from personae.lm.reading import prepare, read, text_log_probs
 from personae.people.persona import Persona
 from personae.steering import talk
 from personae.steering.base import ChatRows, Steerer
 from personae.steering.text import TextPrompt, describe_by_traits
 
 _ASK = "{} Tell me in one sentence."
+_ANSWER = 'You were asked: "{}" Your answer is: {}.'
 _BATCH = 16  # replies decoded together
 _TOKENS = 40
 _EXAMPLES = 10
@@ -51,7 +52,7 @@ def replies(steerer: Steerer, personas: Sequence[Persona], questions: Sequence[Q
 
 @torch.no_grad()
 def stances(lm: FrozenLM, texts: Sequence[str], questions: Sequence[Question]) -> np.ndarray:
-    """Which option each reply stands for: the one whose text becomes likelier by the reply.
+    """Which option each reply stands for: the one that is likeliest by the reply.
 
     Parameters
     ----------
@@ -64,29 +65,30 @@ def stances(lm: FrozenLM, texts: Sequence[str], questions: Sequence[Question]) -
 
     Notes
     -----
-    argmax_k log P(option_k | question, reply) - log P(option_k | question), both a token and by the frozen LM without
-    virtual tokens. The second term takes out what the LM believes of the options anyway, else every reply would stand
-    for the option that the LM likes.
+    argmax_k P(option_k | question, reply) = argmax_k P(reply | question, option_k), all options alike before the reply:
+    under which answer would the frozen LM, without virtual tokens, have said this? Read the other way round, by the
+    options' probabilities after the reply, what the LM believes of them anyway and their lengths decide more than
+    the reply does.
     """
-
-    def scores(said: Sequence[str], of: Sequence[Question]) -> list[np.ndarray]:
-        found: list[np.ndarray] = []
+    found = np.full(len(texts), -1)
+    for question in dict.fromkeys(questions):
+        told = [Message(role="user", content=_ASK.format(question.text))]
+        answers = [Message(role="system", content=_ANSWER.format(question.text, option)) for option in question.options]
+        prompts = [chat_prompt(lm, [answer, *told], "late") for answer in answers]
+        # Their last token stands behind the empty place of virtual tokens, so that replies are branches of it.
+        split = [Prompt(p.before[:-1], p.before[-1:]) for p in prompts]
+        prepared = prepare(lm, split)
+        nothing = torch.zeros(len(split), 1, 0, lm.hidden_size, dtype=lm.dtype, device=lm.device)
+        said = list(dict.fromkeys(t for t, q in zip(texts, questions, strict=True) if q == question and t))
         for start in range(0, len(said), _BATCH):
-            asked = of[start : start + _BATCH]
-            about = [
-                f'Somebody was asked: "{q.text}" They said: "{text}"' if text else ""
-                for q, text in zip(asked, said[start:], strict=False)
-            ]
-            prompts = [text_prompt(lm, q.text, q.options, "before", a) for q, a in zip(asked, about, strict=True)]
-            nothing = torch.zeros(len(prompts), 1, 0, lm.hidden_size, dtype=lm.dtype, device=lm.device)
-            logits = option_logits(lm, prepare(lm, prompts), nothing, [q.options for q in asked], by="text")[:, 0]
-            found += [row[: len(q.options)].cpu().numpy() for row, q in zip(logits, asked, strict=True)]
-        return found
-
-    different = list(dict.fromkeys(questions))
-    alone = dict(zip(different, scores([""] * len(different), different), strict=True))
-    found = [int((s - alone[q]).argmax()) for s, q in zip(scores(texts, questions), questions, strict=True)]
-    return np.where([bool(t) for t in texts], found, -1)
+            some = said[start : start + _BATCH]
+            branches = [[reply_ids(lm, text) for text in some]] * len(split)
+            each = text_log_probs(lm, read(lm, prepared, nothing, branches), branches, mean=False)
+            stands = dict(zip(some, torch.cat(each).argmax(0).tolist(), strict=True))  # from (K, texts)
+            for i, text in enumerate(texts):
+                if questions[i] == question and text in stands:
+                    found[i] = stands[text]
+    return found
 
 
 def stance_agreement(fitted: Fitted, cell: Cell, n: int = 200, seed: int = 0) -> list[dict[str, Any]]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 
+from personae.data.sample import load_sample
 from personae.data.survey import Question
 from personae.evaluation import free_text
 from personae.evaluation.fitted import Fitted
@@ -13,8 +14,9 @@ from personae.evaluation.free_text import stance_agreement, stances
 from personae.evaluation.intervals import Bootstrap
 from personae.evaluation.plan import make_plan
 from personae.lm.frozen import FrozenLM
-from personae.lm.prompts import answer_ids, text_prompt
+from personae.lm.prompts import chat_prompt, reply_ids
 from personae.lm.tiny import tiny_lm
+from personae.steering.talk import reply
 
 LETTERS = Question("q1", "Which is it?", ("A", "B"))
 WORDS = Question("q2", "Should the city build more bike lanes?", ("no, fewer", "yes, and many more of them", "maybe"))
@@ -26,33 +28,42 @@ def lm() -> FrozenLM:
 
 
 def by_hand(lm: FrozenLM, said: str, question: Question) -> int:
-    """One whole pass an option, with and without the reply."""
+    """One whole pass an option."""
 
-    def score(about: str, option: str) -> float:
-        prompt = text_prompt(lm, question.text, question.options, "before", about).text_ids
-        tokens = answer_ids(lm, option)
+    def score(option: str) -> float:
+        answer = f'You were asked: "{question.text}" Your answer is: {option}.'
+        asked = [
+            {"role": "system", "content": answer},
+            {"role": "user", "content": f"{question.text} Tell me in one sentence."},
+        ]
+        prompt, tokens = chat_prompt(lm, asked, "late").text_ids, reply_ids(lm, said)
         with torch.no_grad():
             logits = lm.model(torch.tensor([[*prompt, *tokens]])).logits[0].float()
         log_p = logits.log_softmax(-1)[len(prompt) - 1 : -1]
-        return float(log_p[torch.arange(len(tokens)), tokens].mean())
+        return float(log_p[torch.arange(len(tokens)), tokens].sum())
 
-    about = f'Somebody was asked: "{question.text}" They said: "{said}"'
-    return int(np.argmax([score(about, o) - score("", o) for o in question.options]))
+    return int(np.argmax([score(o) for o in question.options]))
 
 
-def test_stances_are_those_of_plain_passes(lm):
+@pytest.mark.parametrize("chat", [True, False])
+def test_stances_are_those_of_plain_passes(chat):
+    lm = tiny_lm("llama", chat=chat)
     rng = np.random.default_rng(0)
-    said = [" ".join(rng.choice(["tea", "is", "far", "too", "good", "no", "yes"], 5)) for _ in range(12)]
-    asked = [LETTERS, WORDS] * 6
+    said = [" ".join(rng.choice(["tea", "is", "far", "too", "good", "no", "yes"], 5)) for _ in range(24)]
+    asked = [LETTERS, WORDS] * 12
     expected = [by_hand(lm, t, q) for t, q in zip(said, asked, strict=True)]
-    assert stances(lm, [*said, ""], [*asked, WORDS]).tolist() == [*expected, -1]
+    assert stances(lm, [*said, "", said[0]], [*asked, WORDS, LETTERS]).tolist() == [*expected, -1, expected[0]]
     assert len(set(zip(expected, asked, strict=True))) > 2  # not all the same
 
 
-def test_options_of_a_single_token(lm):
-    assert all(len(answer_ids(lm, o)) == 1 for o in LETTERS.options)
-    said = ["I am for A.", "B, of course!"]
-    assert stances(lm, said, [LETTERS] * 2).tolist() == [by_hand(lm, t, LETTERS) for t in said]
+@pytest.mark.model
+def test_the_real_model_reads_what_is_stated():
+    lm, rng = FrozenLM.load("smollm2-135m"), np.random.default_rng(0)
+    asked = [q for q in load_sample().questions[:6] for _ in q.options]
+    options = [option for q in load_sample().questions[:6] for option in q.options]
+    said = [reply(q, option, rng) for q, option in zip(asked, options, strict=True)]
+    read = [q.options[k] for q, k in zip(asked, stances(lm, said, asked), strict=True)]
+    assert np.mean([a == b for a, b in zip(read, options, strict=True)]) > 0.9
 
 
 @pytest.mark.parametrize("name", ["seen", "new"])
