@@ -83,7 +83,7 @@ def _decode(
     room = max_new_tokens if lm.max_tokens is None else min(max_new_tokens, lm.max_tokens - longest + 1)
     texts = [Text(lm, one_line=not lm.template.is_chat) for _ in generators]
     ended = [False] * len(texts)
-    weights = None if mixed is None else mixed.float().cpu()
+    weights = None if mixed is None else mixed.detach().float().cpu().clone()
     each = len(starts) // len(texts)  # rows of a voice
     rows = [_Row(place, place // each) for place in range(len(starts))]
     running: Rows[_Row] = rows_of(lm)

@@ -130,6 +130,8 @@ def test_a_mixture_speaks_the_likeliest_token_of_all_prompts_weighed_by_what_was
     steerer = trained(lm, dialogues, selection="mixture")
     rows = steerer.rows(CHATS[:2])
     texts = generate(lm, *rows[:2], max_new_tokens=5, mixed=rows.mixed)
+    assert generate(lm, *rows[:2], max_new_tokens=5, mixed=rows.mixed) == texts  # the rows are as they were
+    np.testing.assert_allclose(rows.mixed.exp().numpy(), steerer.choose(CHATS[:2]), rtol=1e-5)
     log_w = torch.tensor(steerer.choose(CHATS[:1])[0]).log()
     prompt, said = chat_prompt(lm, CHATS[0], "late"), []
     for _ in range(5):
