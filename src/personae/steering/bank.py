@@ -30,6 +30,8 @@ class PromptBank(nn.Module):
         Whether the prompts are key/values before every layer in place of input embeddings.
     deep : bool
         Whether their tokens are corrected before every layer (see `personae.lm.deep`).
+    deep_shift : bool
+        Whether these corrections are shifted, too, as they are but in banks of earlier versions.
     n_context, n_person : int
         Sizes of a context's representation and of a person vector; without either there is no shift by it.
     learned_start : bool
@@ -47,7 +49,8 @@ class PromptBank(nn.Module):
     The start is text of the LM's vocabulary. Learned, it holds what all replies have in common: K prompts that each
     learn it from the replies they are responsible for are slower than a single prompt. The numbers, of a prompt's own
     tokens, then start near zero and hold what sets the prompts apart; where the start is not learned they start apart.
-    W starts at zero. Deep tokens have L x H numbers in place of H; only the first H are shifted.
+    W starts at zero. Deep tokens have L x H numbers in place of H; the shift of the first H is a token's own, that of
+    the others, with a W' of its own, is the same for all tokens.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class PromptBank(nn.Module):
         n_shared: int = 0,
         prefix: bool = False,
         deep: bool = False,
+        deep_shift: bool = True,
         n_context: int = 0,
         n_person: int = 0,
         learned_start: bool = True,
@@ -92,8 +96,10 @@ class PromptBank(nn.Module):
         self.person = nn.Linear(n_person, 2 * width) if n_person else None
         used = width * (bool(n_context) + bool(n_person))
         self.out = nn.Linear(used, len(start) * width_in, bias=False) if used else None
-        if self.out is not None:
-            nn.init.zeros_(self.out.weight)
+        shifted = used and deep and deep_shift
+        self.out_deeper = nn.Linear(used, len(scale) - width_in, bias=False) if shifted else None
+        for out in filter(None, (self.out, self.out_deeper)):
+            nn.init.zeros_(out.weight)
 
     def __len__(self) -> int:
         return len(self.numbers)
@@ -123,8 +129,14 @@ class PromptBank(nn.Module):
         prompts = self.prompts()
         rows = prompts.expand(len(h), -1, -1, -1) if chosen is None else prompts[chosen]  # (B, N, T, W)
         if self.out is not None:
-            shift = self.out(self._features(h, z)).view(len(h), 1, len(self.start), -1)
-            rows = rows + self.scale * F.pad(shift, (0, rows.shape[-1] - shift.shape[-1]))
+            features = self._features(h, z)
+            shift = self.out(features).view(len(h), 1, len(self.start), -1)
+            if self.out_deeper is None:
+                shift = F.pad(shift, (0, rows.shape[-1] - shift.shape[-1]))
+            else:
+                deeper = self.out_deeper(features)[:, None, None].expand(-1, -1, len(self.start), -1)
+                shift = torch.cat([shift, deeper], -1)
+            rows = rows + self.scale * shift
         return self._key_values(rows) if self.prefix else rows
 
     def _features(self, h: Tensor, z: Tensor | None) -> Tensor:

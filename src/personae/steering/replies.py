@@ -119,7 +119,7 @@ class RepliesTask:
         parts = [
             ([bank.start, bank.numbers, *([] if bank.deeper is None else [bank.deeper])], 2e-2),
             ([*retriever.parameters(), *_parameters(bank.recurrent)], 1e-3),
-            ([*_parameters(bank.context), *_parameters(bank.person), *_parameters(bank.out)], 2e-4),
+            ([p for part in (bank.context, bank.person, bank.out, bank.out_deeper) for p in _parameters(part)], 2e-4),
         ]
         learned = [([p for p in part if p.requires_grad], lr) for part, lr in parts]
         return [{"params": part, "lr": lr} for part, lr in learned if part]

@@ -252,7 +252,7 @@ class Selective(Steerer):
     def _known(self) -> list[str]:
         return list(_WEIGHTS[self.recipe])
 
-    def _build(self, n_person: int) -> SelectiveNetwork:
+    def _build(self, n_person: int, deep_shift: bool = True) -> SelectiveNetwork:
         h, paper = self.lm_.hidden_size, self.recipe == "paper"
         n_context = 2 * h if self.encoder_ == "lm" else h
         shift = n_context if self.shift and not paper else 0
@@ -264,6 +264,7 @@ class Selective(Steerer):
             self.n_prompts * (self.n_tokens - own),
             self.placement_ == "prefix",
             self.deep_,
+            deep_shift,
             shift,
             n_person,
             learned_start=not paper,
@@ -417,13 +418,14 @@ class Selective(Steerer):
         self = cls(**{**about["parameters"], **({} if lm is None else {"lm": lm})})
         self._settle()
         self.placement_, self.encoder_ = about["placement"], about["encoder"]
-        # Banks of earlier versions share nothing, and are not deep.
+        # Banks of earlier versions share nothing, are not deep, or shift only what is at the input.
         self.shared_, self.deep_ = about.get("shared", 0.0), about.get("deep", False)
         check_lm(self.lm_, about["lm"], folder)
         self.lm_fingerprint_ = self.lm_.fingerprint
+        weights = load_file(folder / "network.safetensors")
         with torch.random.fork_rng(devices=[]):  # numbers that are replaced at once
-            self.network_ = self._build(about["n_person"])
-        self.network_.load_state_dict(load_file(folder / "network.safetensors"))
+            self.network_ = self._build(about["n_person"], "bank.out_deeper.weight" in weights)
+        self.network_.load_state_dict(weights)
         self.network_.to(self.lm_.device).eval()
         self.history_ = about["history"]
         return self

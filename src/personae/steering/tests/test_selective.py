@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from personae.data.dialogues import Dialogue, Dialogues, Turn
 from personae.data.survey import Question
@@ -340,6 +341,22 @@ def test_what_was_saved_speaks_the_same(lm, dialogues, people, tmp_path, how):
     assert again.effective_prompts_ == steerer.effective_prompts_
     with pytest.raises(ValueError, match="train again"):
         Selective.load(tmp_path, tiny_lm("gpt2"))
+
+
+def test_contexts_shift_what_is_corrected_before_every_layer(lm, dialogues, tmp_path):
+    steerer = trained(lm, dialogues, n_prompts=1)
+    bank, contexts = steerer.network_.bank, torch.randn(2, 2 * lm.hidden_size)
+    one, other = bank(contexts, None)[:, 0]  # (T, L * H)
+    apart = (one - other)[:, lm.hidden_size :]
+    assert apart.abs().min(0).values.max() > 0
+    torch.testing.assert_close(apart, apart[:1].expand_as(apart), rtol=1e-3, atol=1e-6)  # alike for all tokens
+    steerer.save(tmp_path / "new")
+    weights = load_file(tmp_path / "new" / "network.safetensors")
+    del weights["bank.out_deeper.weight"]  # as a bank of an earlier version
+    save_file(weights, tmp_path / "new" / "network.safetensors")
+    one, other = Selective.load(tmp_path / "new", lm=lm).network_.bank(contexts, None)[:, 0]
+    torch.testing.assert_close(one[:, lm.hidden_size :], other[:, lm.hidden_size :])
+    assert (one - other).abs().max() > 0
 
 
 def test_everybody_who_replies_needs_a_persona(lm, dialogues, people):
