@@ -349,7 +349,7 @@ def _combined(
 
 def _free_text(fitted: Fitted, folder: Path, n: int, say: Callable[[str], None]) -> dict[str, list[dict[str, Any]]]:
     """Stance agreement on known and on new questions; what is finished is kept."""
-    path = folder / f"stances-{fitted.seed}-{n}.json"
+    path = folder / f"free-text-{fitted.seed}-{n}.json"
     found: dict[str, list[dict[str, Any]]] = json.loads(path.read_text()) if path.exists() else {}
     for name in ("seen", "new"):
         if name in fitted.plan.cells and name not in found:

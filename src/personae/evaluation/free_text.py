@@ -22,6 +22,7 @@ from personae.steering.base import ChatRows, Steerer
 from personae.steering.text import TextPrompt, describe_by_traits
 
 _ASK = "{} Tell me in one sentence."
+_SHUFFLED = "steered LM, shuffled people"
 _ANSWER = 'You were asked: "{}" Your answer is: {}.'
 _BATCH = 16  # replies decoded together
 _TOKENS = 40
@@ -101,7 +102,8 @@ def stance_agreement(fitted: Fitted, cell: Cell, n: int = 200, seed: int = 0) ->
     -------
     list of dict
         row, agreement with low and high (95 %, bootstrap over people, and over questions where these are new),
-        different (how many replies differ), n, and ``examples``.
+        less_shuffled (the paired difference to shuffled people: estimate, low, high), different (how many replies
+        differ), n, and ``examples``.
     """
     few = np.random.default_rng(seed).permutation(np.unique(cell.pairs.question))[:_QUESTIONS]
     cell = cell[np.flatnonzero(np.isin(cell.pairs.question, few))]
@@ -120,7 +122,7 @@ def stance_agreement(fitted: Fitted, cell: Cell, n: int = 200, seed: int = 0) ->
     ways: list[tuple[str, Steerer, list[Persona]]] = [
         ("raw LM", TextPrompt(fitted.lm).fit(), mine),
         ("LM with traits as text", TextPrompt(fitted.lm, describe_by_traits(fitted.plan)).fit(), mine),
-        ("steered LM, shuffled people", steered, other),
+        (_SHUFFLED, steered, other),
         ("steered LM, person", steered, mine),
     ]
     bootstrap = Bootstrap(pairs.respondents, question=pairs.question if cell.new else None)
@@ -129,8 +131,11 @@ def stance_agreement(fitted: Fitted, cell: Cell, n: int = 200, seed: int = 0) ->
     # What the reader makes of the true answer put in a sentence: no reply can be read better than that.
     rng = np.random.default_rng(seed)
     stated = [talk.reply(q, q.options[k], rng) for q, k in zip(questions, pairs.option, strict=True)]
-    for name, said in [*told, ("the answer itself, stated", stated)]:
-        found = bootstrap.interval((stances(fitted.lm, said, questions) == pairs.option).astype(float))
+    ways_to_say = {**dict(told), "the answer itself, stated": stated}
+    right = {name: stances(fitted.lm, said, questions) == pairs.option for name, said in ways_to_say.items()}
+    for name, said in ways_to_say.items():
+        found = bootstrap.interval(right[name].astype(float))
+        less = bootstrap.difference(right[name], right[_SHUFFLED])
         examples = [
             {"question": q.text, "answered": q.options[k], "said": text}
             for q, k, text in list(zip(questions, pairs.option, said, strict=True))[:_EXAMPLES]
@@ -141,6 +146,7 @@ def stance_agreement(fitted: Fitted, cell: Cell, n: int = 200, seed: int = 0) ->
                 "agreement": found.estimate,
                 "low": found.low,
                 "high": found.high,
+                "less_shuffled": {"estimate": less.estimate, "low": less.low, "high": less.high},
                 "different": len(set(said)),
                 "n": len(said),
                 "examples": examples,

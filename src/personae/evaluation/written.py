@@ -127,12 +127,15 @@ def _coherence(coherence: list[dict[str, Any]]) -> str:
 
 
 def _free_text(rows: list[dict[str, Any]]) -> str:
-    headers = ["", "agreement", "95 % interval", "different replies", "n", "for example"]
+    headers = ["", "agreement", "95 % interval", "less shuffled people", "different replies", "n", "for example"]
     lines = []
     for r in rows:
         example = r["examples"][0]["said"].replace("|", " ").replace("\n", " ") if r["examples"] else ""
         between = f"{r['low']:.1%} to {r['high']:.1%}"
-        lines.append([r["row"], f"{r['agreement']:.1%}", between, str(r["different"]), str(r["n"]), example[:120]])
+        less = _between({name: 100 * value for name, value in r["less_shuffled"].items()}, "+.1f")
+        lines.append(
+            [r["row"], f"{r['agreement']:.1%}", between, less, str(r["different"]), str(r["n"]), example[:120]]
+        )
     return markdown_table(headers, lines)
 
 

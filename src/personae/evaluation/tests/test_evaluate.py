@@ -264,11 +264,15 @@ def test_observed_shares_by_hand(found, plan):
 
 def test_free_text_is_kept_and_has_its_controls(run, found):
     again = run[0](replies=6)
-    assert (run[1] / "stances-0-6.json").exists()
+    assert (run[1] / "free-text-0-6.json").exists()
     assert run[0](replies=6)["free_text"] == again["free_text"]
     for rows in again["free_text"].values():
         assert [r["row"] for r in rows][-3:] == ["steered LM, shuffled people", PERSON, "the answer itself, stated"]
         assert all(r["n"] == 6 and -1e-6 < r["low"] <= r["agreement"] <= r["high"] < 1 + 1e-6 for r in rows)
+        shuffled = rows[-3]["agreement"]
+        assert [r["less_shuffled"]["estimate"] for r in rows] == pytest.approx(
+            [r["agreement"] - shuffled for r in rows]
+        )
 
 
 def test_tables_keep_rows_that_another_call_ran(plan, tmp_path):
