@@ -242,9 +242,9 @@ def _speak_all(
         order = sorted(places, key=heard.__getitem__)  # batches of similar length
         tables: dict[str, list[pd.DataFrame]] = {row.name: [] for row, _ in left}
         for first in range(0, len(order), _CHATS):
+            some = order[first : first + _CHATS]
             contexts: Contexts = {}
             for row, speaker in left:
-                some = order[first : first + _CHATS]
                 tables[row.name].append(_speak(plan, trained, row, speaker, some, decoding, contexts))
         for name, found in tables.items():
             whole = pd.concat(found).set_index("example").loc[list(places)].reset_index()

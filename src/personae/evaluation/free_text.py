@@ -72,7 +72,8 @@ def stances(lm: FrozenLM, texts: Sequence[str], questions: Sequence[Question]) -
     the reply does.
     """
     found = np.full(len(texts), -1)
-    for question in dict.fromkeys(questions):
+    for question in dict.fromkeys(q for text, q in zip(texts, questions, strict=True) if text):
+        at = [i for i, q in enumerate(questions) if q == question and texts[i]]
         told = [Message(role="user", content=_ASK.format(question.text))]
         answers = [Message(role="system", content=_ANSWER.format(question.text, option)) for option in question.options]
         prompts = [chat_prompt(lm, [answer, *told], "late") for answer in answers]
@@ -80,15 +81,14 @@ def stances(lm: FrozenLM, texts: Sequence[str], questions: Sequence[Question]) -
         split = [Prompt(p.before[:-1], p.before[-1:]) for p in prompts]
         prepared = prepare(lm, split)
         nothing = torch.zeros(len(split), 1, 0, lm.hidden_size, dtype=lm.dtype, device=lm.device)
-        said = list(dict.fromkeys(t for t, q in zip(texts, questions, strict=True) if q == question and t))
+        said = list(dict.fromkeys(texts[i] for i in at))
+        stands: dict[str, int] = {}
         for start in range(0, len(said), _BATCH):
             some = said[start : start + _BATCH]
             branches = [[reply_ids(lm, text) for text in some]] * len(split)
             each = text_log_probs(lm, read(lm, prepared, nothing, branches), branches, mean=False)
-            stands = dict(zip(some, torch.cat(each).argmax(0).tolist(), strict=True))  # from (K, texts)
-            for i, text in enumerate(texts):
-                if questions[i] == question and text in stands:
-                    found[i] = stands[text]
+            stands |= zip(some, torch.cat(each).argmax(0).tolist(), strict=True)  # from (K, texts)
+        found[at] = [stands[texts[i]] for i in at]
     return found
 
 

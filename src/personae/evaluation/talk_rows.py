@@ -98,7 +98,7 @@ class Plain:
 
     def rows(self, prepared: Prepared) -> ChatRows:
         """The contexts alone."""
-        return ChatRows(prepared.prompts, None)
+        return ChatRows(prepared.prompts, None, contexts=prepared.parts)
 
 
 class Bank:

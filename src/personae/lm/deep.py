@@ -53,10 +53,8 @@ def split(virtual: Tensor, hidden_size: int) -> tuple[Tensor, Tensor | None]:
     return virtual[..., :hidden_size], deeper if deeper.shape[-1] else None
 
 
-def of_rows(numbers: Tensor | None, start: int | Tensor = 0) -> Corrections | None:
+def of_rows(numbers: Tensor, start: int | Tensor = 0) -> Corrections:
     """Corrections (R, T, (L - 1) * H) of T tokens in turn of every row, from a place that may differ by row."""
-    if numbers is None:
-        return None
     r, t = numbers.shape[:2]
     row = torch.arange(r, device=numbers.device)[:, None].expand(r, t)
     first = torch.as_tensor(start, device=numbers.device).expand(r)[:, None]

@@ -256,9 +256,7 @@ def _rows(lm: FrozenLM, prefix: KeyValues | None, x: Tensor, corrections: deep.C
 def _corrections(deeper: Tensor, shared: int, layouts: Sequence[_Layout]) -> deep.Corrections:
     """Those of virtual tokens (C, N, T, (L - 1) * H) where they stand in the rows."""
     if not shared:
-        found = deep.of_rows(deeper.flatten(0, 1))
-        assert found is not None
-        return found
+        return deep.of_rows(deeper.flatten(0, 1))
     c, n, t, _ = deeper.shape
     row, once = torch.arange(c), torch.arange(shared)
     begins = torch.tensor([one.begins for one in layouts])  # (C, N)

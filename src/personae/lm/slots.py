@@ -57,8 +57,9 @@ class Start:
 
     @property
     def head(self) -> tuple[int, ...]:
-        """The text before the virtual tokens, which rows may share; none where nothing would be left to read."""
-        return self.prompt.before if self.n_virtual or self.prompt.after else ()
+        """The text that rows may share: what stands before the virtual tokens, but for its last token where nothing
+        follows, since that one predicts the next."""
+        return self.prompt.before if self.n_virtual or self.prompt.after else self.prompt.before[:-1]
 
 
 def starts_of(
@@ -74,8 +75,10 @@ def starts_of(
         There are not as many sets, or contexts, as prompts.
     """
     sets = len(prompts) if virtual is None else len(virtual if isinstance(virtual, Tensor) else virtual[0][0])
-    if not len(prompts) == sets == (len(prompts) if contexts is None else len(contexts)):
+    if len(prompts) != sets:
         raise ValueError(f"{len(prompts)} prompts have {sets} sets of virtual tokens")
+    if contexts is not None and len(prompts) != len(contexts):
+        raise ValueError(f"{len(prompts)} prompts have {len(contexts)} contexts")
 
     def own(row: int) -> Tensor | KeyValues | None:
         if virtual is None:
@@ -172,7 +175,7 @@ class Slots(Generic[R]):
 
     def _join(self, newcomers: Sequence[R], starts: Sequence[Start]) -> Tensor:
         """What stands before the virtual tokens is computed once for all who share it, the rest row by row."""
-        contexts = {s.head: _only(s.context) for s in starts if s.head and s.context is not None}
+        contexts = {s.head: _only(s.context, len(s.head)) for s in starts if s.head and s.context is not None}
         contexts |= self._contexts({s.head for s in starts if s.head} - set(contexts))
         rests = [self._rest(start) for start in starts]  # (M_i, H) each
         hidden = rests[0].new_empty(len(starts), self._lm.hidden_size)
@@ -345,9 +348,9 @@ class _Attention:
         return (out[0] if len(out) == 1 else torch.cat(out)).transpose(1, 2)  # (R, M, Hq, D)
 
 
-def _only(context: Context) -> KeyValues:
-    """Keys and values (Hkv, T, D) a layer of a context of one row."""
-    return [(k[0], v[0]) for k, v in zip(context.keys, context.values, strict=True)]
+def _only(context: Context, length: int) -> KeyValues:
+    """Keys and values (Hkv, T, D) a layer of the start of a context of one row."""
+    return [(k[0, :, :length], v[0, :, :length]) for k, v in zip(context.keys, context.values, strict=True)]
 
 
 def _batches(lengths: Sequence[int]) -> Iterator[list[int]]:
@@ -384,11 +387,13 @@ class OneByOne(Generic[R]):
         for row, start in zip(newcomers, starts, strict=True):
             row.cache, virtual, before = DynamicCache(), start.virtual, start.prompt.before
             if start.head and start.context is not None:
-                row.cache, before = as_cache(start.context.keys, start.context.values), ()
+                known, before = start.context.start(0, len(start.head)), before[len(start.head) :]
+                row.cache = as_cache(known.keys, known.values)
             own, corrections = [], None
             if isinstance(virtual, Tensor):
                 embedded, deeper = deep.split(virtual[None], self._lm.hidden_size)
-                own, corrections = [embedded[0].to(self._lm.dtype)], deep.of_rows(deeper, len(before))
+                own = [embedded[0].to(self._lm.dtype)]
+                corrections = None if deeper is None else deep.of_rows(deeper, len(before))
             elif virtual is not None:
                 row.cache = prefix_cache(self._lm.placed([(k[None], v[None]) for k, v in virtual]), self._lm.dtype)
             x = torch.cat([self._lm.embed(before), *own, self._lm.embed(start.prompt.after)])

@@ -127,6 +127,24 @@ def test_contexts_that_were_read_are_not_read_again(architecture):
     assert max(read) == 2  # virtual tokens, and no text
 
 
+@pytest.mark.parametrize("architecture", ["llama", "gpt2", "bloom"])
+def test_of_a_text_without_virtual_tokens_the_last_token_alone_is_read_again(architecture):
+    lm = tiny_lm(architecture)
+    told = prompts(lm)
+    said, parts, read = generate(lm, told, max_new_tokens=8), prepare(lm, told).parts, []
+    watched = lm.model.base_model.register_forward_pre_hook(
+        lambda _, args, kwargs: read.append(kwargs["inputs_embeds"].shape[1]), with_kwargs=True
+    )
+    assert generate(lm, told, max_new_tokens=8, contexts=parts) == said
+    watched.remove()
+    assert set(read) == {1}
+
+
+def test_contexts_that_are_too_few_are_refused(lm):
+    with pytest.raises(ValueError, match="3 prompts have 2 contexts"):
+        stream(lm, prompts(lm), contexts=prepare(lm, prompts(lm)).parts[:2])
+
+
 @pytest.mark.parametrize("how", [{}, SAMPLED], ids=["greedy", "sampled"])
 def test_streamed_pieces_join_to_the_text(lm, how):
     pieces = list(stream(lm, prompts(lm), virtual_tokens(lm), max_new_tokens=15, **how))
