@@ -78,7 +78,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
         return f"{error.format_message().rstrip('.')}; see {path} --help", 2
     if isinstance(error, click.ClickException):
         return error.format_message(), error.exit_code
-    if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+    if _is_full_disk(error):
         return "the disk is full; make room and run the command again (nothing that was there is changed)", 1
     if isinstance(error, OSError) and error.strerror:
         about = f"{error.filename}: " if error.filename else ""
@@ -89,6 +89,11 @@ def _explain(error: BaseException) -> tuple[str, int]:
         return str(error), 1
     what = " ".join(f"{type(error).__name__}: {error}".split())
     return f"something unexpected went wrong ({what}); run the command again with --debug to see where", 1
+
+
+def _is_full_disk(error: BaseException) -> bool:
+    """Whatever writes: safetensors has an error of its own, with the number in words alone."""
+    return getattr(error, "errno", None) == errno.ENOSPC or f"(os error {errno.ENOSPC})" in str(error)
 
 
 def _is_said(error: BaseException) -> bool:

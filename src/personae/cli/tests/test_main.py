@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from safetensors import SafetensorError
 
 import personae
 from personae.cli.main import main
@@ -91,6 +92,7 @@ def test_a_slip_of_the_fingers(run, args, sentence):
     [
         (ValueError("the survey has no answers"), "the survey has no answers"),
         (OSError(errno.ENOSPC, "No space left on device"), "the disk is full; make room"),
+        (SafetensorError("I/O error: No space left on device (os error 28)"), "the disk is full; make room"),
         (PermissionError(errno.EACCES, "Permission denied", "/root/b"), "/root/b: permission denied"),
         (MemoryError(), "there is not enough memory"),
         (KeyError("vectors"), "something unexpected went wrong (KeyError: 'vectors'); run the command again with"),
