@@ -6,7 +6,7 @@ import importlib.util
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,6 @@ import pandas as pd
 import torch
 
 import personae
-from personae.data.dialogues import Example
 from personae.evaluation.kept import claim, slug, write
 from personae.evaluation.likeness import BertScore
 from personae.evaluation.talk_plan import TalkPlan, passes
@@ -27,11 +26,12 @@ from personae.lm.generation import finish, stream
 from personae.lm.prompts import Prompt, chat_prompt, reply_ids
 from personae.lm.reading import Prepared, prepare
 from personae.people.bench import machine
-from personae.steering.turns import as_messages, within
+from personae.steering.turns import within
 
-_TOGETHER = 4  # dialogues of one pass: the turns of a dialogue cost as much as its last one
-_BLOCK = 40  # dialogues of a file that is kept
-_SPOKEN, _CHATS = 64, 16  # replies of a file that is kept, and of one batch
+_BLOCK = 48  # dialogues of a file that is kept
+_TOGETHER = 16  # dialogues whose contexts are held at one time: the turns of a dialogue cost as much as its last one
+_CHATS = 16  # replies of one batch
+_TRIED = 4  # dialogues that tell how long all of them will take
 
 
 @dataclass(frozen=True)
@@ -138,9 +138,8 @@ def converse(
         trained.plan = plan
     for group in groups:  # a fine-tuned LM is held only while it speaks
         speakers = [(row, row.speaker(trained, row.name)) for row in group]
-        for kind in ("own", "swapped"):
-            _read_all(plan, trained, speakers, out, kind, say)
-        _speak_all(plan, trained, speakers, out, decoding, say)
+        _measure(plan, trained, speakers, out, ("own", decoding.kind), decoding, say)
+        _measure(plan, trained, [s for s in speakers if s[0].persona], out, ("swapped",), decoding, say)
     measured = {row.name: whole for row in talk_rows(plan) if (whole := _kept(plan, row, out, decoding)) is not None}
     taken_on = machine(torch.get_num_threads(), "torch", "transformers")
     versions = taken_on.pop("versions")
@@ -174,45 +173,53 @@ def converse(
     return found
 
 
-# reading true replies --------------------------------------------------------------------------------------------
-def _read_all(
-    plan: TalkPlan, trained: Trained, speakers: Sequence[Own], out: Path, kind: str, say: Callable[[str], None]
+# reading true replies, and replying -------------------------------------------------------------------------------
+def _measure(
+    plan: TalkPlan,
+    trained: Trained,
+    speakers: Sequence[Own],
+    out: Path,
+    kinds: Sequence[str],
+    decoding: Decoding,
+    say: Callable[[str], None],
 ) -> None:
-    """-log of the probability of true replies, with the own persona or somebody else's, a block of dialogues at a time;
-    what several rows see alike is computed once."""
-    examples = plan.examples[: plan.contexts if kind == "own" else plan.swapped]
-    wanted = [(row, speaker) for row, speaker in speakers if kind == "own" or row.persona]
-    for number, block in enumerate(passes(examples, _BLOCK)):
-        places = range(block.start, block.stop)
-        left = [(row, s) for row, s in wanted if _get(_path(out, kind, row.name, number), places) is None]
+    """What is to be kept of these kinds, a block of dialogues at a time. A context is computed once, for all rows that
+    see it alike and whether a true reply is read there or another one made."""
+    for number, block in enumerate(passes(plan.examples, _BLOCK)):
+        wanted = {kind: _places(plan, kind, block) for kind in kinds}
+        left = [
+            (row, speaker, kind)
+            for row, speaker in speakers
+            for kind in kinds
+            if _get(_path(out, kind, row.name, number), wanted[kind]) is None
+        ]
         if not left:
             continue
-        say(f"{kind} persona, replies {block.start + 1:,} to {block.stop:,} of {len(examples):,}: {len(left)} rows")
-        tables: dict[str, list[pd.DataFrame]] = {row.name: [] for row, _ in left}
-        for some in passes(examples[block], _TOGETHER):
+        rows = len({row.name for row, _, _ in left})
+        say(f"{', '.join(kinds)}: turns {block.start + 1:,} to {block.stop:,} of {len(plan.examples):,}, {rows} rows")
+        tables: dict[tuple[str, str], list[pd.DataFrame]] = {}
+        for some in passes(plan.examples[block], _TOGETHER):
             part = range(block.start + some.start, block.start + some.stop)
+            places = sorted({i for _, _, kind in left for i in wanted[kind] if i in part})
             contexts: Contexts = {}
-            for row, speaker in left:
-                tables[row.name].append(_read(plan, trained, row, speaker, part, kind == "swapped", contexts))
-        for name, found in tables.items():
-            write(_path(out, kind, name, number), pd.concat(found))
+            for row, speaker, kind in left:
+                mine = [i for i in wanted[kind] if i in part]
+                if not mine:
+                    continue
+                prepared = _prepared(plan, trained, row, speaker, places, kind == "swapped", contexts)
+                here = prepared.select([places.index(i) for i in mine])
+                reads = kind in ("own", "swapped")
+                found = _read(plan, speaker, mine, here) if reads else _speak(speaker, mine, here, decoding)
+                tables.setdefault((kind, row.name), []).append(found)
+        for (kind, name), of_row in tables.items():
+            write(_path(out, kind, name, number), pd.concat(of_row))
 
 
 @torch.no_grad()
-def _read(
-    plan: TalkPlan,
-    trained: Trained,
-    row: TalkRow,
-    speaker: Speaker,
-    places: Sequence[int],
-    swapped: bool,
-    contexts: Contexts,
-) -> pd.DataFrame:
+def _read(plan: TalkPlan, speaker: Speaker, places: Sequence[int], prepared: Prepared) -> pd.DataFrame:
     """Some replies as one row reads them; the columns are those of `Measured.own`."""
-    lm = speaker.lm
-    some = [plan.stranger(plan.examples[i]) if swapped else plan.examples[i] for i in places]
-    replies = [reply_ids(lm, e.reply) for e in some]
-    found = read_in_parts(speaker, _prepared(trained, row, speaker, some, contexts), replies)
+    replies = [reply_ids(speaker.lm, plan.examples[i].reply) for i in places]
+    found = read_in_parts(speaker, prepared, replies)
     table = pd.DataFrame({"example": list(places), "nll": found.nll.cpu().numpy(), "tokens": [len(r) for r in replies]})
     for name, of_prompts in (("p", found.choice), ("nll", found.each)):
         if of_prompts is not None:
@@ -222,68 +229,41 @@ def _read(
     return table
 
 
-# replying --------------------------------------------------------------------------------------------------------
-def _speak_all(
-    plan: TalkPlan,
-    trained: Trained,
-    speakers: Sequence[Own],
-    out: Path,
-    decoding: Decoding,
-    say: Callable[[str], None],
-) -> None:
-    """Replies of every row, different chats in one batch; what several rows see alike is computed once."""
-    for number, start in enumerate(range(0, len(plan.spoken), _SPOKEN)):
-        places = plan.spoken[start : start + _SPOKEN]
-        left = [(row, s) for row, s in speakers if _get(_path(out, decoding.kind, row.name, number), places) is None]
-        if not left:
-            continue
-        say(f"to reply, {start + 1:,} to {start + len(places):,} of {len(plan.spoken):,}: {len(left)} rows")
-        heard = {i: sum(len(m["content"]) for m in as_messages(within(trained.lm, plan.examples[i]))) for i in places}
-        order = sorted(places, key=heard.__getitem__)  # batches of similar length
-        tables: dict[str, list[pd.DataFrame]] = {row.name: [] for row, _ in left}
-        for first in range(0, len(order), _CHATS):
-            some = order[first : first + _CHATS]
-            contexts: Contexts = {}
-            for row, speaker in left:
-                tables[row.name].append(_speak(plan, trained, row, speaker, some, decoding, contexts))
-        for name, found in tables.items():
-            whole = pd.concat(found).set_index("example").loc[list(places)].reset_index()
-            write(_path(out, decoding.kind, name, number), whole)
+def _speak(speaker: Speaker, places: Sequence[int], prepared: Prepared, decoding: Decoding) -> pd.DataFrame:
+    """Some replies of one row: example, text, and whether it stopped by itself."""
+    batches = []
+    for start in range(0, len(places), _CHATS):
+        some = places[start : start + _CHATS]
+        rows = speaker.rows(prepared.select(range(start, start + len(some))))
+        made = stream(
+            speaker.lm,
+            rows.prompts,
+            rows.virtual,
+            decoding.new_tokens,
+            decoding.temperature,
+            decoding.top_p,
+            seeds=some,  # the same draws for every row, whatever the batch
+            mixed=rows.mixed,
+            contexts=rows.contexts,
+        )
+        texts, stopped = finish(made)
+        batches.append(pd.DataFrame({"example": list(some), "text": texts, "stopped": stopped}))
+    return pd.concat(batches)
 
 
-def _speak(
+def _prepared(
     plan: TalkPlan,
     trained: Trained,
     row: TalkRow,
     speaker: Speaker,
     places: Sequence[int],
-    decoding: Decoding,
+    swapped: bool,
     contexts: Contexts,
-) -> pd.DataFrame:
-    """Some replies of one row: example, text, and whether it stopped by itself."""
-    prepared = _prepared(trained, row, speaker, [plan.examples[i] for i in places], contexts)
-    rows = speaker.rows(prepared)
-    made = stream(
-        speaker.lm,
-        rows.prompts,
-        rows.virtual,
-        decoding.new_tokens,
-        decoding.temperature,
-        decoding.top_p,
-        seeds=places,  # the same draws for every row, whatever the batch
-        mixed=rows.mixed,
-        contexts=rows.contexts,
-    )
-    texts, stopped = finish(made)
-    return pd.DataFrame({"example": list(places), "text": texts, "stopped": stopped})
-
-
-def _prepared(
-    trained: Trained, row: TalkRow, speaker: Speaker, examples: Sequence[Example], contexts: Contexts
 ) -> Prepared:
     """Contexts as a row sees them, taken from or put among those of other rows of the same LM."""
     lm = speaker.lm
-    prompts = tuple(chat_prompt(lm, row.told(trained, within(lm, e)), speaker.placement) for e in examples)
+    some = [plan.stranger(plan.examples[i]) if swapped else plan.examples[i] for i in places]
+    prompts = tuple(chat_prompt(lm, row.told(trained, within(lm, e)), speaker.placement) for e in some)
     if prompts not in contexts:
         contexts[prompts] = prepare(lm, prompts)
     return contexts[prompts]
@@ -294,30 +274,38 @@ def _path(out: Path, kind: str, row: str, number: int) -> Path:
     return out / kind / slug(row) / f"{number:04d}.parquet"
 
 
+def _places(plan: TalkPlan, kind: str, block: slice) -> list[int]:
+    """The examples of a block of which something is to be measured."""
+    of_block = range(block.start, block.stop)
+    if kind in ("own", "swapped"):
+        n = plan.contexts if kind == "own" else plan.swapped
+        return [i for i in of_block if i < n]
+    return sorted(i for i in plan.spoken if i in of_block)
+
+
 def _get(path: Path, places: Sequence[int]) -> pd.DataFrame | None:
-    """What was measured of these examples, if it was; of a block that a larger plan has more of it was not."""
-    if not path.exists():
-        return None
-    table = pd.read_parquet(path)
-    return table if table["example"].tolist() == list(places) else None
+    """What was measured of these examples, if all of it was; in a larger plan a block may want more."""
+    if not places:
+        return pd.DataFrame()
+    table = pd.read_parquet(path) if path.exists() else pd.DataFrame({"example": []})
+    found = table[table["example"].isin(places)]
+    return found if len(found) == len(places) else None
 
 
 def _kept(plan: TalkPlan, row: TalkRow, out: Path, decoding: Decoding) -> Measured | None:
     """Everything of a row, if all of it is there."""
 
-    def whole(kind: str, blocks: Iterator[Sequence[int]]) -> pd.DataFrame | None:
-        parts = [_get(_path(out, kind, row.name, number), places) for number, places in enumerate(blocks)]
+    def whole(kind: str) -> pd.DataFrame | None:
+        blocks = enumerate(passes(plan.examples, _BLOCK))
+        parts = [_get(_path(out, kind, row.name, number), _places(plan, kind, block)) for number, block in blocks]
         there = [p for p in parts if p is not None]
-        return pd.concat(there, ignore_index=True) if there and len(there) == len(parts) else None
+        return pd.concat(there, ignore_index=True) if len(there) == len(parts) else None
 
-    def of_dialogues(n: int) -> Iterator[Sequence[int]]:
-        return (range(block.start, block.stop) for block in passes(plan.examples[:n], _BLOCK))
-
-    own = whole("own", of_dialogues(plan.contexts))
-    spoken = whole(decoding.kind, (plan.spoken[i : i + _SPOKEN] for i in range(0, len(plan.spoken), _SPOKEN)))
-    swapped = whole("swapped", of_dialogues(plan.swapped)) if row.persona and plan.swapped else None
+    own, spoken = whole("own"), whole(decoding.kind)
+    swapped = whole("swapped") if row.persona and plan.swapped else None
     if own is None or spoken is None or (swapped is None and row.persona and plan.swapped):
         return None
+    spoken = spoken.set_index("example").loc[list(plan.spoken)].reset_index()
     return Measured(own, spoken, swapped)
 
 
@@ -347,27 +335,27 @@ def _affordable(
     saved = json.loads(kept.read_text()) if kept.exists() else {}
     if saved.get("of") == of:
         return plan.sample(**saved["sample"])
-    first = next(passes(plan.examples, _TOGETHER))
+    first = next(passes(plan.examples, _TRIED)).stop
+    some = range(min(_CHATS, first, len(plan.spoken)))
     reading = speaking = 0.0  # seconds an example, of all rows together
-    some = plan.spoken[: min(_CHATS, len(plan.spoken))]
     for group in groups:
-        to_read: Contexts = {}
-        to_answer: Contexts = {}
+        contexts: Contexts = {}
         for row in group:
             speaker = row.speaker(trained, row.name)
             begin = time.monotonic()
-            _read(plan, trained, row, speaker, range(first.stop), False, to_read)
+            prepared = _prepared(plan, trained, row, speaker, range(first), False, contexts)
+            _read(plan, speaker, range(first), prepared)
             middle = time.monotonic()
-            _speak(plan, trained, row, speaker, some, decoding, to_answer)
+            _speak(speaker, some, prepared.select(some), decoding)
             share = 1 + row.persona * plan.swapped / plan.contexts
-            reading += share * (middle - begin) / first.stop
+            reading += share * (middle - begin) / first
             speaking += (time.monotonic() - middle) / len(some)
     whole = reading * plan.contexts + speaking * len(plan.spoken)
     share = min(1.0, seconds / whole)
     sizes = {
-        "contexts": max(first.stop, int(share * plan.contexts)),
+        "contexts": max(first, int(share * plan.contexts)),
         "swapped": int(share * plan.swapped),
-        "replies": max(min(_CHATS, len(plan.spoken)), int(share * len(plan.spoken))),
+        "replies": max(len(some), int(share * len(plan.spoken))),
     }
     say(f"all rows on all of the plan would take {whole / 60:.0f} minutes; {share:.0%} of it is measured")
     partial = kept.with_suffix(".partial")

@@ -168,7 +168,7 @@ def test_a_reply_is_the_steerers_own(found, folder, plan, lm):
     steerer = Selective.load(folder / "steerers" / "spt", lm)
     for i, text in zip(spoken["example"], spoken["text"], strict=True):
         assert steerer.chat(as_messages(plan.examples[i]), max_new_tokens=4) == text
-    assert spoken["example"].tolist() == list(plan.spoken)
+    assert spoken["example"].tolist() == sorted(plan.spoken)
 
 
 def test_the_raw_lm_is_told_no_persona_and_examples_are_shown_before_it(plan, lm, tmp_path):
@@ -223,6 +223,18 @@ def test_what_is_finished_is_not_done_again(found, folder, plan, lm, monkeypatch
         converse(plan, folder, lm=lm, **{**SMALL, "steps": 3})
 
 
+def test_a_context_is_computed_once_for_all_rows_to_read_there_and_to_reply(plan, lm, tmp_path, monkeypatch):
+    computed = []
+
+    def counted(lm: object, prompts: tuple[object, ...]) -> object:
+        computed.extend(prompts)
+        return prepare(lm, prompts)
+
+    monkeypatch.setattr(module, "prepare", counted)
+    converse(plan, tmp_path, ["persona as text", "deep prompt, n tokens"], lm=lm, **SMALL)
+    assert len(computed) == plan.contexts + plan.swapped
+
+
 def test_drawn_replies_stand_beside_the_greedy_ones(found, folder, plan, lm, monkeypatch):
     monkeypatch.setattr(Selective, "fit", lambda *a, **k: pytest.fail("trained again"))
     monkeypatch.setattr("personae.evaluation.converse._read", lambda *a, **k: pytest.fail("read again"))
@@ -258,7 +270,7 @@ def test_a_budget_picks_the_sample_once_and_says_so(dialogues, lm, tmp_path, mon
     said: list[str] = []
     found = converse(plan, tmp_path, ["raw LM"], lm=lm, budget=1e-5, say=said.append, **SMALL)
     assert any("minutes" in text and "%" in text for text in said)
-    assert (found["sizes"]["contexts"], found["sizes"]["replies"]) == (8, 10)  # four dialogues and a batch, the least
+    assert (found["sizes"]["contexts"], found["sizes"]["replies"]) == (8, 8)  # four dialogues, the least
     times = len(said)
     again = converse(plan, tmp_path, ["raw LM"], lm=lm, budget=1e-5, say=said.append, **SMALL)
     assert (again["sizes"], len(said)) == (found["sizes"], times)  # nothing was measured again
