@@ -88,7 +88,8 @@ def draw(found: dict[str, Any], path: Path) -> None:
         left.plot(times, this, line, color=_THIS, label=f"this way, more {name}", **style)
         ratio = [b / a for a, b in zip(this, plain, strict=True)]
         right.plot(times, ratio, line, color=_THIS, label=f"more {name}", **style)
-    sizes = " and ".join(f"{base[name]:,} {name}" for name in ("people", "personas", "questions") if name in base)
+    one = {"people": "person", "personas": "persona", "questions": "question"}
+    sizes = " and ".join(f"{base[name]:,} {one[name] if base[name] == 1 else name}" for name in one if name in base)
     left.set_title(f"{found['task']}: {clock} seconds per {each}", loc="left", fontsize=11)
     right.set_title(f"ratio: plain way / this way ({clock} seconds)", loc="left", fontsize=11)
     ticks = sorted({p[f"{grows}_times"] for p in found["points"] for grows in ("people", "questions")})
