@@ -200,7 +200,8 @@ def _read(path: str, format: str | None = None) -> tuple[Dialogues, dict[str, An
     "--out",
     metavar="FOLDER",
     type=click.Path(file_okay=False, path_type=Path),
-    help="Trained rows, result.json, result.md and figures; conversations by default. The same call goes on there.",
+    help="Trained rows, result.json, result.md, replies.txt and figures; conversations by default. "
+    "The same call goes on there.",
 )
 @click.option(
     "--row", "rows", metavar="NAME", multiple=True, help="Of the table, may be repeated (see --list); all by default."
@@ -316,7 +317,7 @@ def evaluate(
         print_json(found)
         return
     _print(found)
-    click.echo(f"\nresult.json, result.md and figures are in {out}")
+    click.echo(f"\nresult.json, result.md, replies.txt (some of all rows, side by side) and figures are in {out}")
 
 
 def _list(rows: dict[str, Any], as_json: bool) -> None:

@@ -19,7 +19,7 @@ from personae.evaluation.kept import claim, slug, write
 from personae.evaluation.likeness import BertScore
 from personae.evaluation.talk_plan import TalkPlan, passes
 from personae.evaluation.talk_rows import Speaker, TalkRow, Trained, read_in_parts, talk_rows
-from personae.evaluation.talk_table import Measured, as_markdown, score
+from personae.evaluation.talk_table import Measured, as_markdown, score, side_by_side
 from personae.lm.encoder import SentenceEncoder
 from personae.lm.frozen import FrozenLM
 from personae.lm.generation import finish, stream
@@ -84,8 +84,8 @@ def converse(
     Parameters
     ----------
     out : Path
-        Trained steerers, what was measured, ``result.json``, ``result.md`` and figures are kept here; the same call
-        goes on where it was interrupted, one with more rows adds them to the tables.
+        Trained steerers, what was measured, ``result.json``, ``result.md``, ``replies.txt`` (some, side by side)
+        and figures are kept here; the same call goes on where it was interrupted, one with more rows adds them.
     rows : sequence of str, optional
         Names of `personae.evaluation.talk_rows.TALK_ROWS`, all by default. The tables have every row that was measured
         for this sample.
@@ -164,6 +164,7 @@ def converse(
     }
     (out / "result.json").write_text(json.dumps(found, indent=1, default=float))
     (out / "result.md").write_text(as_markdown(found), encoding="utf-8")
+    (out / "replies.txt").write_text(side_by_side(plan, measured), encoding="utf-8")
     if importlib.util.find_spec("matplotlib") is None:
         say("figures need matplotlib, which is not installed; run: pip install 'personae[eval]'")
     else:

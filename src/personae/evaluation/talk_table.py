@@ -299,6 +299,30 @@ def as_markdown(found: dict[str, Any]) -> str:
     return "\n\n".join(parts) + "\n"
 
 
+def side_by_side(plan: TalkPlan, measured: Mapping[str, Measured], most: int = 20) -> str:
+    """What everybody replies in some contexts, as plain text: nothing of a reply is taken for markup.
+
+    Parameters
+    ----------
+    most : int
+        Contexts, the first ones of those that were replied to.
+    """
+    width = max(map(len, ["human", "persona", *measured]))
+
+    def line(who: str, text: str) -> str:
+        return f"{who:{width}}  {' '.join(text.split())}".rstrip()
+
+    parts = [f"{min(most, len(plan.spoken))} of {len(plan.spoken):,} contexts, and what every row replies."]
+    for place, i in enumerate(plan.spoken[:most]):
+        e = plan.examples[i]
+        persona = [line("persona", " ".join(e.persona))] if e.persona else []
+        heard = [line("me" if turn.speaker == e.speaker else "they", turn.text) for turn in e.history]
+        said = {"human": e.reply, **{name: m.spoken["text"].iloc[place] for name, m in measured.items()}}
+        parts.append("\n".join([f"--- {place + 1} ".ljust(width + 60, "-"), *persona, *heard]))
+        parts.append("\n".join(line(name, text) for name, text in said.items()))
+    return "\n\n".join(parts) + "\n"
+
+
 def use_table(prompts: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """How banks are used, as texts: headers, and a line a bank."""
     headers = ["row", "used, %", "prompts in use", "undecided, nats", "by the person, nats", "p", ""]

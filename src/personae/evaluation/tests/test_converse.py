@@ -210,6 +210,20 @@ def test_files(found, folder):
     assert (folder / "conversations.png").exists()
 
 
+def test_replies_side_by_side(found, folder, plan):
+    """Of each context what was said, and the true and everybody's reply."""
+    pages = (folder / "replies.txt").read_text().split("\n--- ")
+    assert len(pages) == 1 + len(plan.spoken)
+    spoken = pd.read_parquet(folder / "spoken" / "spt" / "0000.parquet").set_index("example")["text"]
+    for page, i in zip(pages[1:], plan.spoken, strict=True):
+        said = {name.rstrip(): text for line in page.splitlines() for name, _, text in [line.partition("  ")]}
+        assert said["persona"].strip() == " ".join(plan.examples[i].persona)
+        assert said["they"].strip() == plan.examples[i].history[-1].text
+        assert said["human"].strip() == plan.examples[i].reply
+        assert said["SPT"].strip() == " ".join(spoken[i].split())
+        assert said.keys() >= TALK_ROWS.keys()
+
+
 def test_what_is_finished_is_not_done_again(found, folder, plan, lm, monkeypatch):
     def forbidden(*_: object, **__: object) -> None:
         raise AssertionError("done again")
