@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 import pandas as pd
@@ -200,7 +200,7 @@ def compare_replies(
             for name, replies in rows.items()
             for part in (
                 _of_pairs(replies.texts, examples),
-                ((m, examples.dialogues.interval(f(replies.texts, examples.references))) for m, f in likeness.items()),
+                ((m, of_mean(examples.dialogues, f(replies.texts, examples.references))) for m, f in likeness.items()),
                 _of_texts(replies.texts, examples, words, seed),
                 of_lm(replies, examples),
             )
@@ -214,7 +214,7 @@ def compare_replies(
 # the parts of a row ----------------------------------------------------------------------------------------------
 def _of_pairs(texts: Sequence[str], examples: Examples) -> Iterator[tuple[str, Interval]]:
     pairs = list(zip(texts, examples.references, strict=True))
-    mean = examples.dialogues.interval
+    mean = partial(of_mean, examples.dialogues)
     yield "f1", mean(np.array([measure.f1(a, b) for a, b in pairs]))
     yield "f1_normalised", mean(np.array([measure.f1(a, b, normalised=True) for a, b in pairs]))
     counts = np.array([measure.bleu_counts(a, b) for a, b in pairs])  # (n, 10)
@@ -225,7 +225,7 @@ def _of_pairs(texts: Sequence[str], examples: Examples) -> Iterator[tuple[str, I
 
 
 def _of_texts(texts: Sequence[str], examples: Examples, words: int, seed: int) -> Iterator[tuple[str, Interval]]:
-    mean = examples.dialogues.interval
+    mean = partial(of_mean, examples.dialogues)
     for n in (1, 2, 3):
         yield f"dist_{n}", distinct_interval(texts, n, examples.dialogue)
     for n in (1, 2, 3):
@@ -240,7 +240,7 @@ def _of_texts(texts: Sequence[str], examples: Examples, words: int, seed: int) -
 def of_lm(replies: Replies, examples: Examples) -> Iterator[tuple[str, Interval]]:
     """stopped, nll, perplexity, persona_gap and prefers_own, those of them that are known; see `compare_replies`."""
     if replies.stopped is not None:
-        yield "stopped", examples.dialogues.interval(np.asarray(replies.stopped, np.float64))
+        yield "stopped", of_mean(examples.dialogues, np.asarray(replies.stopped, np.float64))
     if replies.nll is None or replies.tokens is None:
         return
     sums = np.column_stack([replies.nll, replies.tokens])  # (n, 2)
@@ -251,7 +251,7 @@ def of_lm(replies: Replies, examples: Examples) -> Iterator[tuple[str, Interval]
         gap, prefers = persona_gap(replies.nll, replies.nll_swapped)
         per_token = np.column_stack([gap, replies.tokens])
         yield "persona_gap", of_sums(examples.dialogues, per_token, lambda s: s[0] / s[1])
-        yield "prefers_own", examples.dialogues.interval(prefers)
+        yield "prefers_own", of_mean(examples.dialogues, prefers)
 
 
 def persona_gap(own: np.ndarray, swapped: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -311,10 +311,18 @@ def distinct_interval(texts: Sequence[str], n: int, dialogue: np.ndarray) -> Int
     return Interval(float(estimate), float(estimate - _Z * error), float(estimate + _Z * error))
 
 
+def of_mean(dialogues: Bootstrap, values: np.ndarray) -> Interval:
+    """Of a mean over replies; one dialogue says nothing of others, so it has no interval."""
+    return dialogues.interval(values) if dialogues.people > 1 else _alone(np.mean(values))
+
+
 def of_sums(dialogues: Bootstrap, values: np.ndarray, figure: Callable[[np.ndarray], float]) -> Interval:
-    """Of a figure that is a function of sums over replies, `values` (n, m), by the bootstrap's samples."""
+    """Of a figure that is a function of sums over replies, `values` (n, m), by the bootstrap's samples; none of one
+    dialogue."""
     sums = np.zeros((dialogues.people, values.shape[1]))
     np.add.at(sums, dialogues.person, values)
+    if dialogues.people < 2:
+        return _alone(figure(sums.sum(0)))
     drawn = [figure(sample) for sample in dialogues.weights.astype(np.float64) @ sums]
     low, high = np.quantile(drawn, [(1 - dialogues.level) / 2, (1 + dialogues.level) / 2])
     return Interval(float(figure(sums.sum(0))), float(low), float(high))

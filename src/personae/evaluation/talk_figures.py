@@ -92,8 +92,8 @@ def compared(found: dict[str, Any]) -> Figure:
         if metric == "f1_normalised":
             lines.pop("human", None)  # 1, which leaves no room for the others
         places = [names.index(name) for name in lines]
-        estimate = np.array([line["estimate"] for line in lines.values()])
-        low, high = (np.array([line[end] for line in lines.values()]) for end in ("low", "high"))
+        ends = ("estimate", "low", "high")  # of one dialogue the estimate alone
+        estimate, low, high = (np.array([line[end] for line in lines.values()], np.float64) for end in ends)
         axes.errorbar(estimate, places, xerr=[estimate - low, high - estimate], fmt="o", capsize=2, markersize=4)
         axes.set_yticks(range(len(names)), names, fontsize=8)
         axes.set_xlabel(title)

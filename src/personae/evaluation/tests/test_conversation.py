@@ -13,6 +13,7 @@ from personae.evaluation.conversation import (
     anchors,
     compare_replies,
     distinct_interval,
+    of_lm,
     persona_gap,
 )
 from personae.evaluation.replies import bleu, distinct, distinct_at, f1, self_bleu
@@ -166,6 +167,10 @@ def _drawn(times: int) -> list[Examples]:
 def test_a_single_dialogue_has_no_interval():
     assert np.isnan(distinct_interval(["a b", "b"], 1, np.zeros(2))[1:]).all()
     assert np.isnan(distinct_interval(["a", "b"], 2, np.arange(2))).all()
+    alone = Examples(["a b", "c"], ["", ""], np.zeros(2))
+    known = Replies([], np.array([True, False]), np.ones(2), np.ones(2), np.full(2, 2.0))
+    for metric, (estimate, low, high) in dict(of_lm(known, alone)).items():
+        assert np.isfinite([estimate, low, high]).tolist() == [True, False, False], metric
 
 
 def test_silent_methods_are_measured(examples):
