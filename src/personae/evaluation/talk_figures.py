@@ -83,14 +83,12 @@ def compared(found: dict[str, Any]) -> Figure:
     from matplotlib.figure import Figure
 
     shown = {"nll": "NLL of the true reply, nats a token", "f1_normalised": "normalised F1 of the reply"}
-    names = list(dict.fromkeys(line["row"] for line in found["table"]))[::-1]
+    # What people said has no NLL, and an F1 of 1 would leave no room for the others.
+    names = list(dict.fromkeys(line["row"] for line in found["table"] if line["row"] != "human"))[::-1]
     figure = Figure(figsize=(9, 1.2 + 0.28 * len(names)), layout="constrained")
     for axes, (metric, title) in zip(figure.subplots(1, 2, sharey=True), shown.items(), strict=True):
-        lines = {
-            line["row"]: line for line in found["table"] if line["metric"] == metric and line["estimate"] is not None
-        }
-        if metric == "f1_normalised":
-            lines.pop("human", None)  # 1, which leaves no room for the others
+        measured = [line for line in found["table"] if line["metric"] == metric and line["estimate"] is not None]
+        lines = {line["row"]: line for line in measured if line["row"] in names}
         places = [names.index(name) for name in lines]
         ends = ("estimate", "low", "high")  # of one dialogue the estimate alone
         estimate, low, high = (np.array([line[end] for line in lines.values()], np.float64) for end in ends)
