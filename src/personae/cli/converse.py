@@ -332,18 +332,20 @@ def _list(rows: dict[str, Any], as_json: bool) -> None:
 
 
 def _print(found: dict[str, Any]) -> None:
-    from personae.evaluation.talk_table import choice_table, decoded, use_table, wide
+    from personae.evaluation.talk_table import BRIEF, choice_table, decoded, use_table, wide
 
     sizes = found["sizes"]
     click.echo(
         f"{sizes['contexts']:,} true replies, {sizes['swapped']:,} of them with somebody else's persona, too; "
         f"{sizes['replies']:,} {decoded(found['settings'])}\n"
     )
-    for headers, lines in (wide(found), use_table(found["prompts"]), choice_table(found["prompts"])):
+    for headers, lines in (wide(found, BRIEF), use_table(found["prompts"]), choice_table(found["prompts"])):
         if not lines:
             continue
         made = table(headers[0], *(f">{header}" for header in headers[1:]))
-        made.padding, made.columns[0].no_wrap = (0, 2, 0, 0), True
+        made.padding = 0, 2, 0, 0
+        for column in made.columns[1:]:
+            column.no_wrap = True  # where a window is narrow, names are broken before figures are cut
         for line in lines:
             made.add_row(*line)
         print_table(made, indent=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,6 +35,8 @@ _MAIN = {  # of a table for people to read: title, factor, digits
     "most_used": ("most used", 100, 1),
     "persona_gap": ("persona gap", 1, 3),
 }
+BRIEF = ("nll", "f1_normalised", "bleu", "dist_1", "dist_2", "length", "persona_gap")
+"""Those that a terminal has room for."""
 
 
 @dataclass(frozen=True)
@@ -213,7 +215,7 @@ def _plain(lines: Any) -> list[dict[str, Any]]:
 
 
 # for people to read ----------------------------------------------------------------------------------------------
-def wide(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+def wide(found: dict[str, Any], metrics: Iterable[str] = _MAIN) -> tuple[list[str], list[list[str]]]:
     """The main table as texts: headers, and a line a row; what a row has not got is empty.
 
     Examples
@@ -225,7 +227,7 @@ def wide(found: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     for line in found["table"]:
         if line["estimate"] is not None:
             values.setdefault(line["row"], {})[line["metric"]] = line["estimate"]
-    shown = [metric for metric in _MAIN if any(metric in v for v in values.values())]
+    shown = [metric for metric in metrics if any(metric in v for v in values.values())]
     lines = [[name, *(_number(v.get(metric), metric) for metric in shown)] for name, v in values.items()]
     return ["row", *(_MAIN[metric][0] for metric in shown)], lines
 
