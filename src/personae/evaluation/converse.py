@@ -356,7 +356,7 @@ def _affordable(
     sizes = {
         "contexts": max(first, int(share * plan.contexts)),
         "swapped": int(share * plan.swapped),
-        "replies": max(len(some), int(share * len(plan.spoken))),
+        "replies": max(min(_CHATS, len(plan.spoken)), int(share * len(plan.spoken))),
     }
     say(f"all rows on all of the plan would take {whole / 60:.0f} minutes; {share:.0%} of it is measured")
     partial = kept.with_suffix(".partial")

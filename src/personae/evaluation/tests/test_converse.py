@@ -284,7 +284,7 @@ def test_a_budget_picks_the_sample_once_and_says_so(dialogues, lm, tmp_path, mon
     said: list[str] = []
     found = converse(plan, tmp_path, ["raw LM"], lm=lm, budget=1e-5, say=said.append, **SMALL)
     assert any("minutes" in text and "%" in text for text in said)
-    assert (found["sizes"]["contexts"], found["sizes"]["replies"]) == (8, 8)  # four dialogues, the least
+    assert (found["sizes"]["contexts"], found["sizes"]["replies"]) == (8, 10)  # four dialogues and a batch, the least
     times = len(said)
     again = converse(plan, tmp_path, ["raw LM"], lm=lm, budget=1e-5, say=said.append, **SMALL)
     assert (again["sizes"], len(said)) == (found["sizes"], times)  # nothing was measured again
