@@ -347,7 +347,8 @@ def _affordable(
             prepared = _prepared(plan, trained, row, speaker, range(first), False, contexts)
             _read(plan, speaker, range(first), prepared)
             middle = time.monotonic()
-            _speak(speaker, some, prepared.select(some), decoding)
+            # Of a sample, most replies are made where no true one is read, so their contexts are time of theirs.
+            _speak(speaker, some, _prepared(plan, trained, row, speaker, some, False, contexts), decoding)
             share = 1 + row.persona * plan.swapped / plan.contexts
             reading += share * (middle - begin) / first
             speaking += (time.monotonic() - middle) / len(some)
