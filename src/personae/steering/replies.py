@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from personae.steering.bank import SelectiveNetwork
 
 _STATISTICS = 64  # contexts from which means, scales and the retriever's start are taken
+_ROWS = 8  # replies x prompts of one pass where each repeats its whole context
 _START, _END = 0.5, 0.1  # temperature of the choice, from the first step to the middle of training
 
 
@@ -44,6 +45,12 @@ class Batch(NamedTuple):
     h: Tensor
     z: Tensor | None
     replies: list[list[int]]
+
+    def select(self, some: Sequence[int]) -> Batch:
+        """The given replies."""
+        at = torch.as_tensor(some, device=self.h.device)
+        z = None if self.z is None else self.z[at]
+        return Batch(self.prepared.select(some), self.h[at], z, [self.replies[i] for i in some])
 
 
 def represent(lm: FrozenLM, prepared: Prepared, encoder: str) -> Tensor:
@@ -145,12 +152,19 @@ class RepliesTask:
         self.network.learn_statistics(represent(self.lm, prepared, self.encoder), self._vectors(some), seed)
 
     def losses(self, step: int, batch: int = 0) -> Iterator[tuple[Tensor, int]]:
-        """The recipe's loss of one batch."""
+        """The recipe's loss of one batch: what each reply adds, then what they add by being together."""
         examples = self.turns.draw(step, batch)
         fall = min(1.0, 2 * step / self.steps)
         self.network.temperature.fill_(_START * (_END / _START) ** fall)
-        loss = self._paper if self.recipe == "paper" else self._mixture
-        yield loss(self.batch(examples), examples), len(examples)
+        paper, whole = self.recipe == "paper", self.batch(examples)
+        for some in self._passes(whole):
+            part = whole.select(some)
+            loss = self._paper(part) if paper else self._ours(part)
+            yield loss * len(some) / len(examples), len(some)
+        if paper:
+            yield self._paper_together(whole, examples), 0
+        elif self.choice == "learned" and len(self.network.bank) > 1:
+            yield self._ours_together(whole, examples), 0
 
     @torch.no_grad()
     def validate(self) -> dict[str, float]:
@@ -191,33 +205,51 @@ class RepliesTask:
         vectors = np.stack([self.persona(e).vector for e in examples])
         return torch.as_tensor(vectors, dtype=torch.float32, device=self.lm.device)
 
-    def _mixture(self, batch: Batch, examples: Sequence[Example]) -> Tensor:
-        """Ours: the likelihood under what speaks, one prompt or their mixture, balanced use, and turns of one person
-        close together."""
+    def _passes(self, batch: Batch) -> list[list[int]]:
+        """Which replies are read in one pass: all where their prompts share a context. Where each prompt has a row with
+        the whole context, a few of similar length, since what a gradient needs of a row is large."""
+        everybody = list(range(len(batch.replies)))
+        if batch.prepared.parts is not None:
+            return [everybody]
+        order = sorted(everybody, key=lambda i: len(batch.prepared.prompts[i].text_ids))
+        n = max(1, _ROWS // (1 if self.choice == "random" else len(self.network.bank)))
+        return [order[start : start + n] for start in range(0, len(order), n)]
+
+    def _ours(self, batch: Batch) -> Tensor:
+        """The likelihood under what speaks, one prompt or their mixture."""
         network, k = self.network, len(self.network.bank)
         if self.choice == "random":
             chosen = random_choice(batch.prepared.prompts, k).to(self.lm.device)
             return prompt_nlls(self.lm, batch, network.bank(batch.h, batch.z, chosen[:, None])).mean()
         log_p = log_choice(network, batch, self.choice)
         nll = prompt_nlls(self.lm, batch, network.bank(batch.h, batch.z), network.bank.n_shared)
+        if not self.mixture:
+            return losses.expected_loss(log_p, nll)
         n_tokens = torch.tensor([len(reply) for reply in batch.replies], device=self.lm.device)
-        loss = losses.mixture_loss(log_p, nll, n_tokens) if self.mixture else losses.expected_loss(log_p, nll)
-        if self.choice == "learned" and k > 1:
-            numbers = torch.tensor(_numbers(person(e) for e in examples))
-            queries = network.retriever.queries(batch.h, batch.z)  # type: ignore[operator]
-            contrast = losses.person_contrast(queries, losses.same_person(numbers).to(queries.device))
-            balance = losses.load_balance(log_p)
-            loss = loss + self.weights["balance"] * balance + self.weights["contrast"] * contrast
-        return loss
+        return losses.mixture_loss(log_p, nll, n_tokens)
 
-    def _paper(self, batch: Batch, examples: Sequence[Example]) -> Tensor:
-        """As published; see `personae.steering.selection`."""
-        network = self.network
+    def _ours_together(self, batch: Batch, examples: Sequence[Example]) -> Tensor:
+        """Balanced use, and turns of one person close together."""
+        numbers = torch.tensor(_numbers(person(e) for e in examples))
+        queries = self.network.retriever.queries(batch.h, batch.z)  # type: ignore[operator]
+        contrast = losses.person_contrast(queries, losses.same_person(numbers).to(queries.device))
+        balance = losses.load_balance(log_choice(self.network, batch, self.choice))
+        return self.weights["balance"] * balance + self.weights["contrast"] * contrast
+
+    def _paper(self, batch: Batch) -> Tensor:
+        """As published, with `_paper_together`: ``lm + fusion + lambda (selection + contrastive)``."""
+        network, weights = self.network, self.weights
         scores = network.retriever.scores(batch.h, network.bank.prompts())  # type: ignore[operator]
         hidden, targets, reply = states(self.lm, batch, network.bank(batch.h, batch.z))
         nll, fused = losses.reply_nlls(self.lm.logits, hidden, targets, reply, scores)
+        fit = weights["lm"] * losses.lm_loss(nll) + weights["fusion"] * losses.fusion_loss(fused)
+        return fit + weights["selection"] * losses.selection_loss(scores, nll)
+
+    def _paper_together(self, batch: Batch, examples: Sequence[Example]) -> Tensor:
+        """Like personas are to have like scores."""
+        scores = self.network.retriever.scores(batch.h, self.network.bank.prompts())  # type: ignore[operator]
         alike = persona_similarity([e.persona for e in examples]).to(scores.device)
-        return losses.paper_loss(nll, fused, scores, alike, self.weights).total
+        return self.weights["contrastive"] * losses.contrastive_loss(scores, alike)
 
 
 def prompt_nlls(lm: FrozenLM, batch: Batch, virtual: Tensor | KeyValues, shared: int = 0) -> Tensor:

@@ -10,8 +10,7 @@ mean NLL a token, in nats, of reply b under prompt k: of `reply_nlls`, or from `
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -196,50 +195,8 @@ def contrastive_loss(scores: Tensor, similarity: Tensor, threshold: float = 20.0
     return F.cosine_embedding_loss(scores[i], scores[j], target, margin, reduction="sum") / max(len(i), 1)
 
 
-class PaperLoss(NamedTuple):
-    """The parts of `paper_loss`, each a scalar, and their weighted sum."""
-
-    lm: Tensor
-    fusion: Tensor
-    selection: Tensor
-    contrastive: Tensor
-    total: Tensor
-
-
-PAPER_WEIGHTS = {"lm": 1.0, "fusion": 1.0, "selection": 0.4, "contrastive": 0.4}  # for OPT
-
-
-def paper_loss(
-    nll: Tensor,
-    fused: Tensor,
-    scores: Tensor,
-    similarity: Tensor,
-    weights: Mapping[str, float] = PAPER_WEIGHTS,
-    temperature: float = 1.0,
-) -> PaperLoss:
-    """``total = lm + fusion + lambda (selection + contrastive)``.
-
-    Parameters
-    ----------
-    nll, fused, scores : Tensor (B, K), (B,) and (B, K)
-    similarity : Tensor (B, B)
-        BLEU between the personas, 0 to 100; above 20 counts as alike.
-    weights : mapping
-        Of the four; as published lambda, of the last two, is 0.4 for OPT and 1.0 for Llama-2.
-
-    Examples
-    --------
-    >>> nll, fused, scores = torch.tensor([[1.0, 3.0]]), torch.tensor([1.5]), torch.tensor([[3.0, 1.0]])
-    >>> paper_loss(nll, fused, scores, torch.zeros(1, 1)).total  # 2 + 1.5: the retriever is right, and there is no pair
-    tensor(3.5000)
-    """
-    parts = {
-        "lm": lm_loss(nll),
-        "fusion": fusion_loss(fused),
-        "selection": selection_loss(scores, nll, temperature),
-        "contrastive": contrastive_loss(scores, similarity),
-    }
-    return PaperLoss(**parts, total=torch.stack([weights[name] * part for name, part in parts.items()]).sum())
+# Of their sum, for OPT; for Llama-2 the last two, which the paper calls lambda, are 1.
+PAPER_WEIGHTS = {"lm": 1.0, "fusion": 1.0, "selection": 0.4, "contrastive": 0.4}
 
 
 # ours ------------------------------------------------------------------------------------------------------------

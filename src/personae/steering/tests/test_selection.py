@@ -9,7 +9,6 @@ import torch.nn.functional as F
 
 from personae.steering import selection
 from personae.steering.selection import (
-    PAPER_WEIGHTS,
     choice_log_probs,
     contrastive_loss,
     effective_prompts,
@@ -19,7 +18,6 @@ from personae.steering.selection import (
     lm_loss,
     load_balance,
     mixture_loss,
-    paper_loss,
     paper_scores,
     person_contrast,
     reply_nlls,
@@ -169,17 +167,6 @@ def test_paper_scores_cannot_be_told_apart_entirely():
     assert round(contrastive_loss(apart, torch.zeros(2, 2)).item(), 2) == 0.45
 
 
-def test_total_is_lm_and_fusion_and_weighted_rest():
-    scores, similarity = tensor([0.0, log(3)], [0.0, log(3)]), torch.zeros(2, 2)
-    nll, fused = tensor([log(2), log(4)], [log(2), log(4)]), tensor(1.0, 2.0)
-    found = paper_loss(nll, fused, scores, similarity)
-    selected = 2 / 3 * log(8 / 3) + 1 / 3 * log(4 / 9)
-    close(torch.stack(found[:4]), [1.5 * log(2), 1.5, selected, 1.0])  # equal scores of unlike texts: cosine 1
-    close(found.total, 1.5 * log(2) + 1.5 + 0.4 * (selected + 1.0))
-    ones = dict.fromkeys(PAPER_WEIGHTS, 1.0)
-    close(paper_loss(nll, fused, scores, similarity, ones).total, 1.5 * log(2) + 1.5 + selected + 1.0)
-
-
 # ours ------------------------------------------------------------------------------------------------------------
 P = tensor([1 / 4, 3 / 4], [1 / 2, 1 / 2])
 
@@ -276,10 +263,6 @@ BATCH = {  # a loss, and what it takes of each of five replies
     "balance": (lambda s: load_balance(s.log_softmax(1)), (noise(5, 4),)),
     "effective": (lambda s: effective_prompts(s.log_softmax(1)), (noise(5, 4),)),
     "people": (lambda c, p: person_contrast(c, same_person(p), 0.5), (noise(5, 3), PEOPLE)),
-    "paper": (
-        lambda n, f, s, m: paper_loss(n, f, s, m).total,
-        (noise(5, 4, seed=1).abs(), noise(5).abs(), noise(5, 4).abs() + 0.1, SIMILARITY),
-    ),
 }
 
 
@@ -291,7 +274,7 @@ def test_the_order_of_a_batch_is_nothing(name):
     torch.testing.assert_close(loss(*mixed), loss(*arguments))
 
 
-@pytest.mark.parametrize("name", sorted(set(BATCH) - {"paper", "selection"}))
+@pytest.mark.parametrize("name", sorted(set(BATCH) - {"selection"}))
 def test_gradients(name):
     loss, arguments = BATCH[name]
     leaves = [a.clone().requires_grad_() if a.is_floating_point() and a is not SIMILARITY else a for a in arguments]
@@ -302,7 +285,6 @@ def test_gradients_to_what_is_not_held_fixed():
     """The target of the selection is a constant: checked where it does not move."""
     scores, nll = noise(5, 4).abs().add(0.1).requires_grad_(), noise(5, 4, seed=1).abs()
     assert torch.autograd.gradcheck(lambda s: selection_loss(s, nll, 0.5), (scores,))
-    assert torch.autograd.gradcheck(lambda s, f: paper_loss(nll, f, s, SIMILARITY).total, (scores, nll[:, 0].clone()))
 
 
 @pytest.mark.parametrize("rows", [1024, 4])

@@ -17,8 +17,9 @@ from personae.lm.reading import prefix_cache
 from personae.lm.tests.by_hand import corrected_by_hand
 from personae.lm.tiny import tiny_lm
 from personae.people.persona import ANYONE, Persona
+from personae.steering import selection as losses
 from personae.steering.base import REGISTRY
-from personae.steering.replies import RepliesTask
+from personae.steering.replies import RepliesTask, persona_similarity, states
 from personae.steering.selective import Selective
 from personae.steering.turns import as_messages
 
@@ -204,6 +205,69 @@ def test_it_learns_and_leaves_the_lm_alone(lm, dialogues, recipe, rest):
     assert 1 <= steerer.effective_prompts_ <= 3.001
 
 
+def task_of(steerer, dialogues) -> RepliesTask:
+    """The training task of a bank, at the place where its training ended."""
+    how = steerer.placement_, steerer.encoder_, steerer.recipe, steerer.choice, steerer.selection == "mixture"
+    task = RepliesTask(steerer.lm_, dialogues, None, *how, steerer.weights_, steerer.steps, steerer.random_state)
+    task.network = steerer.network_
+    return task
+
+
+@pytest.mark.parametrize("placement", ["late", "before"])
+def test_a_step_has_the_four_losses_as_published(lm, placement):
+    told = ("i like tea .", "my dog barks all night .", "we are seven .")
+    turns = (Turn("bob", "hello ?"), Turn("ann", "tea please ."), Turn("bob", "and ?"), Turn("ann", "a walk !"))
+    dialogues = Dialogues([Dialogue(str(i), turns, {"ann": (told[i % 3],)}) for i in range(9)])
+    task = task_of(trained(lm, dialogues, recipe="paper", placement=placement, weights={"contrastive": 0.7}), dialogues)
+    examples, network = task.turns.draw(3), task.network
+    batch = task.batch(examples)
+    scores = network.retriever.scores(batch.h, network.bank.prompts())
+    nll, fused = losses.reply_nlls(lm.logits, *states(lm, batch, network.bank(batch.h, None)), scores)
+    alike = persona_similarity([e.persona for e in examples])
+    contrast = losses.contrastive_loss(scores, alike)
+    whole = losses.lm_loss(nll) + losses.fusion_loss(fused) + 0.4 * losses.selection_loss(scores, nll) + 0.7 * contrast
+    assert contrast > 0.01
+    torch.testing.assert_close(sum(loss for loss, _ in task.losses(3)), whole)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"recipe": "paper"},
+        {},
+        {"selection": "mixture"},
+        {"choice": "random"},
+        {"n_prompts": 1},
+        {"placement": "prefix", "deep": False},
+    ],
+)
+def test_where_prompts_repeat_their_context_few_rows_are_held_and_the_gradient_is_the_same(
+    lm, dialogues, how, monkeypatch
+):
+    steerer = trained(lm, dialogues, **{"placement": "before", **how})
+    task, rows, run = task_of(steerer, dialogues), [], lm.model.base_model.forward
+
+    def counted(*args, **kwargs):
+        if torch.is_grad_enabled():
+            rows.append(len(kwargs["inputs_embeds"]))
+        return run(*args, **kwargs)
+
+    def gradients(at_most: int) -> tuple[dict[str, torch.Tensor], int]:
+        monkeypatch.setattr("personae.steering.replies._ROWS", at_most)
+        task.network.zero_grad()
+        rows.clear()
+        parts = list(task.losses(3))
+        assert sum(n for _, n in parts) == len(task.turns.draw(3))
+        sum(loss for loss, _ in parts).backward()
+        return {n: p.grad.clone() for n, p in task.network.named_parameters() if p.grad is not None}, max(rows)
+
+    monkeypatch.setattr(lm.model.base_model, "forward", counted)
+    (few, held), (all_, everything) = gradients(3), gradients(1000)
+    assert held <= 3 < everything
+    torch.testing.assert_close(few, all_, rtol=1e-4, atol=1e-6)
+    assert any(g.abs().max() > 1e-4 for g in few.values())
+
+
 def test_a_bank_that_everybody_leaves_to_one_prompt_is_called_one(lm, dialogues):
     steerer = trained(lm, dialogues, steps=1)
     steerer.history_ = [{"step": 1, "nll": 1.0, "prompts in use": 1.2}]
@@ -234,18 +298,18 @@ def test_resuming_gives_the_result_of_an_uninterrupted_run(lm, dialogues, tmp_pa
     class Stopped(Exception):
         pass
 
-    losses = RepliesTask.losses
+    of_step = RepliesTask.losses
 
     def stop(self, step, batch):
         if step == 55:
             raise Stopped
-        return losses(self, step, batch)
+        return of_step(self, step, batch)
 
     interrupted, again = (Selective(lm, n_prompts=2, n_tokens=2, steps=60) for _ in range(2))
     monkeypatch.setattr(RepliesTask, "losses", stop)
     with pytest.raises(Stopped):
         interrupted.fit(dialogues, checkpoint=file, progress=False)
-    monkeypatch.setattr(RepliesTask, "losses", losses)
+    monkeypatch.setattr(RepliesTask, "losses", of_step)
     again.fit(dialogues, checkpoint=file, resume=True, progress=False)
     for name, value in whole.network_.state_dict().items():
         assert torch.equal(value, again.network_.state_dict()[name]), name
