@@ -327,7 +327,7 @@ def side_by_side(plan: TalkPlan, measured: Mapping[str, Measured], most: int = 2
 
 def use_table(prompts: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     """How banks are used, as texts: headers, and a line a bank."""
-    headers = ["row", "used, %", "prompts in use", "undecided, nats", "by the person, nats", "p", ""]
+    headers = ["row", "used, %", "prompts in use", "undecided, nats", "by the person, nats", "p"]
     lines = [
         [
             name,
@@ -336,10 +336,12 @@ def use_table(prompts: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
             f"{use['undecided']:.3f}",
             f"{use['person']['excess']:.3f}",
             f"{use['person']['p']:.3f}",
-            "one prompt" if use["collapsed"] else "",
         ]
         for name, use in prompts.items()
     ]
+    if any(use["collapsed"] for use in prompts.values()):
+        headers.append("")
+        lines = [[*line, "one prompt" * use["collapsed"]] for line, use in zip(lines, prompts.values(), strict=True)]
     return headers, lines
 
 

@@ -183,10 +183,12 @@ def test_a_table_with_a_test_file(run, train_file, tiny_folder, tmp_path):
     shown = run(*args, *SMALL, *rows, *sizes).stdout
     assert "6 true replies, 4 of them with somebody else's persona" in shown
     names = [line.split("  ")[0] for line in shown.splitlines()]
-    assert [n for n in names if n in ("human", "constant", "copy", "random", "raw LM", "SPT")][:6] == [
+    assert [n for n in names if n in ("human", "constant", "copy", "random", "raw LM", "SPT")] == [
         *("human", "constant", "copy", "random"),
         *("raw LM", "SPT"),
+        "SPT",  # the use of its prompts
     ]
+    assert "\u2026" not in shown  # nothing was cut
     found = json.loads(run(*args, *SMALL, *rows, *sizes, "--json").stdout)
     assert found["settings"]["source"] == {"dialogues": "train.txt", "test": "valid.txt"}
     assert found["sizes"]["train"] == "Dialogues(22 dialogues, 88 turns, 2 speakers)"

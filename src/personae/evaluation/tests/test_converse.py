@@ -15,7 +15,7 @@ from personae.evaluation import converse as module
 from personae.evaluation.converse import converse
 from personae.evaluation.talk_plan import compared, make_talk_plan, passes
 from personae.evaluation.talk_rows import TALK_ROWS, Plain, Trained, read_in_parts, talk_rows
-from personae.evaluation.talk_table import Measured, choice_table, score
+from personae.evaluation.talk_table import Measured, choice_table, score, use_table
 from personae.lm.prompts import chat_prompt, reply_ids
 from personae.lm.reading import prepare
 from personae.lm.tiny import tiny_lm
@@ -346,7 +346,11 @@ def test_a_bank_that_uses_one_prompt_is_one_however_undecided(plan):
     n = len(plan.examples)
     own = pd.DataFrame({"example": range(n), "nll": 1.0, "tokens": 1, "p0": 0.51, "p1": 0.49, "prompt": 0})
     spoken = pd.DataFrame({"example": plan.spoken, "text": "a b", "stopped": True})
-    use = score(plan, {"a": Measured(own, spoken, None)})["prompts"]["a"]
+    uses = score(plan, {"a": Measured(own, spoken, None)})["prompts"]
+    use = uses["a"]
     assert use["collapsed"]
+    alive = {**use, "collapsed": False}
+    assert [line[-1] for line in use_table({"a": use, "b": alive})[1]] == ["one prompt", ""]
+    assert use_table({"b": alive})[0][-1] == "p"
     assert use["share"] == [1, 0]
     assert use["undecided"] == pytest.approx(np.log(2), abs=1e-3)
