@@ -195,7 +195,7 @@ def contrastive_loss(scores: Tensor, similarity: Tensor, threshold: float = 20.0
     return F.cosine_embedding_loss(scores[i], scores[j], target, margin, reduction="sum") / max(len(i), 1)
 
 
-# Of their sum, for OPT; for Llama-2 the last two, which the paper calls lambda, are 1.
+# Of the four in the published sum, for OPT; for Llama-2 the last two, which the paper calls lambda, are 1.
 PAPER_WEIGHTS = {"lm": 1.0, "fusion": 1.0, "selection": 0.4, "contrastive": 0.4}
 
 
