@@ -341,7 +341,8 @@ def use_table(prompts: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
     ]
     if any(use["collapsed"] for use in prompts.values()):
         headers.append("")
-        lines = [[*line, "one prompt" * use["collapsed"]] for line, use in zip(lines, prompts.values(), strict=True)]
+        for line, use in zip(lines, prompts.values(), strict=True):
+            line.append("one prompt" if use["collapsed"] else "")
     return headers, lines
 
 

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 
 from personae.steering import selection
 from personae.steering.selection import (
+    PAPER_WEIGHTS,
     choice_log_probs,
     contrastive_loss,
     effective_prompts,
@@ -165,6 +166,15 @@ def test_paper_scores_cannot_be_told_apart_entirely():
     apart = tensor([highest, lowest, lowest, highest], [lowest, highest, highest, lowest])
     close(contrastive_loss(apart, torch.zeros(2, 2)), 2 * highest * lowest / (highest**2 + lowest**2))
     assert round(contrastive_loss(apart, torch.zeros(2, 2)).item(), 2) == 0.45
+
+
+def test_the_four_published_losses_of_one_batch_by_hand():
+    scores, nll = tensor([0.0, log(3)], [0.0, log(3)]), tensor([log(2), log(4)], [log(2), log(4)])
+    close(lm_loss(nll), 1.5 * log(2))
+    close(fusion_loss(tensor(1.0, 2.0)), 1.5)
+    close(selection_loss(scores, nll), 2 / 3 * log(8 / 3) + 1 / 3 * log(4 / 9))
+    close(contrastive_loss(scores, torch.zeros(2, 2)), 1.0)  # equal scores of unlike texts: cosine 1
+    assert PAPER_WEIGHTS == {"lm": 1.0, "fusion": 1.0, "selection": 0.4, "contrastive": 0.4}
 
 
 # ours ------------------------------------------------------------------------------------------------------------

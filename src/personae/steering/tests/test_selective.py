@@ -214,18 +214,20 @@ def task_of(steerer, dialogues) -> RepliesTask:
 
 
 @pytest.mark.parametrize("placement", ["late", "before"])
-def test_a_step_has_the_four_losses_as_published(lm, placement):
+@pytest.mark.parametrize(("weights", "rest"), [({}, (0.4, 0.4)), ({"selection": 1.0, "contrastive": 0.7}, (1.0, 0.7))])
+def test_a_step_has_the_four_losses_as_published(lm, placement, weights, rest):
     told = ("i like tea .", "my dog barks all night .", "we are seven .")
     turns = (Turn("bob", "hello ?"), Turn("ann", "tea please ."), Turn("bob", "and ?"), Turn("ann", "a walk !"))
     dialogues = Dialogues([Dialogue(str(i), turns, {"ann": (told[i % 3],)}) for i in range(9)])
-    task = task_of(trained(lm, dialogues, recipe="paper", placement=placement, weights={"contrastive": 0.7}), dialogues)
+    task = task_of(trained(lm, dialogues, recipe="paper", placement=placement, weights=weights), dialogues)
     examples, network = task.turns.draw(3), task.network
     batch = task.batch(examples)
     scores = network.retriever.scores(batch.h, network.bank.prompts())
     nll, fused = losses.reply_nlls(lm.logits, *states(lm, batch, network.bank(batch.h, None)), scores)
     alike = persona_similarity([e.persona for e in examples])
     contrast = losses.contrastive_loss(scores, alike)
-    whole = losses.lm_loss(nll) + losses.fusion_loss(fused) + 0.4 * losses.selection_loss(scores, nll) + 0.7 * contrast
+    of_choice = rest[0] * losses.selection_loss(scores, nll) + rest[1] * contrast
+    whole = losses.lm_loss(nll) + losses.fusion_loss(fused) + of_choice
     assert contrast > 0.01
     torch.testing.assert_close(sum(loss for loss, _ in task.losses(3)), whole)
 
