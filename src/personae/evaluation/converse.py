@@ -30,7 +30,7 @@ from personae.steering.turns import within
 
 _BLOCK = 48  # dialogues of a file that is kept
 _TOGETHER = 16  # dialogues whose contexts are held at one time: the turns of a dialogue cost as much as its last one
-_CHATS = 16  # replies of one batch
+_CHATS = 32  # replies of one batch; of a mixture, each is K rows
 _TRIED = 4  # dialogues that tell how long all of them will take
 
 

@@ -137,11 +137,6 @@ def finish(pieces: Generator[list[str], None, list[bool]]) -> tuple[list[str], l
     return ["".join(row).strip() for row in zip(*watched(), strict=True)], ended
 
 
-def _row(lm: FrozenLM, prompt: Prompt, virtual: Tensor | None) -> Tensor:
-    own = [] if virtual is None else [virtual.to(lm.dtype)]
-    return torch.cat([lm.embed(prompt.before), *own, lm.embed(prompt.after)])
-
-
 def choose(logits: Tensor, temperature: float, top_p: float, generator: torch.Generator) -> int:
     """The next token, from one row's logits (V,); one random number is drawn, none where ``temperature`` is 0.
 

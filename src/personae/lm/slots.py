@@ -252,26 +252,25 @@ class _Shelf(Generic[R]):
     def __init__(self, lm: FrozenLM, capacity: int) -> None:
         self.capacity = capacity
         self.rows: list[R] = []
-        self.layers: list[Tensor] = []  # (2, slots, capacity, Hkv, D) each: keys, values
-        self._new = lm.embed([0]).new_zeros
-        self._shapes = list(zip(lm.key_shapes, lm.layer_devices, strict=True))
+        new = lm.embed([0]).new_empty
+        # (2, slots, capacity, Hkv, D) each: keys, values
+        self.layers = [
+            new(2, 0, capacity, heads, size, device=device)
+            for (heads, size), device in zip(lm.key_shapes, lm.layer_devices, strict=True)
+        ]
 
     def add(self, row: R, kept: KeyValues | None) -> None:
         """Give a row the next slot, and put ``row.length`` keys and values (Hkv, T, D) there."""
         n = len(self.rows)
-        slots = self.layers[0].shape[1] if self.layers else 0
-        if n == slots:
-            # Zeros, since what is not finite would pass through the mask.
-            room = 2, max(4, 2 * n), self.capacity
-            layers = [self._new(*room, heads, size, device=device) for (heads, size), device in self._shapes]
-            for new, old in zip(layers, self.layers, strict=False):
-                new[:, :n] = old
-            self.layers = layers
-        self.rows.append(row)
-        row.shelf = self
+        if n == self._slots:
+            self._resize(max(4, 2 * n))
+        for layer in self.layers:
+            layer[:, n, row.length :] = 0  # what is not finite would pass through the mask
         for layer, pair in zip(self.layers, kept or [], strict=False):
             for to, what in zip(layer, pair, strict=True):
                 to[n, : row.length] = what.transpose(0, 1)
+        self.rows.append(row)
+        row.shelf = self
 
     def read(self, row: R) -> KeyValues:
         """Copies of a row's keys and values (Hkv, T, D) a layer."""
@@ -287,8 +286,20 @@ class _Shelf(Generic[R]):
             self.rows[i] = last
             for layer in self.layers:
                 layer[:, i, : last.length] = layer[:, len(self.rows), : last.length]
-        if not self.rows:
-            self.layers = []
+        if 4 * len(self.rows) < self._slots:
+            self._resize(2 * len(self.rows))
+
+    @property
+    def _slots(self) -> int:
+        return min(layer.shape[1] for layer in self.layers)  # not all have grown if one could not
+
+    def _resize(self, slots: int) -> None:
+        """Have that many slots, a layer at a time, so that no more than one is there twice."""
+        n = len(self.rows)
+        for i, old in enumerate(self.layers):
+            new = old.new_empty(2, slots, *old.shape[2:])
+            new[:, :n] = old[:, :n]
+            self.layers[i] = new
 
 
 class _Span(Generic[R]):

@@ -189,14 +189,45 @@ def test_who_cannot_join_leaves_nothing_behind(lm):
 
 
 @torch.no_grad()
-def test_memory_is_given_back_when_all_have_left(lm):
+def test_memory_follows_the_rows(lm):
     running = Slots(lm)
-    newcomers = [Row() for _ in range(9)]
-    running.join(newcomers, starts(lm, "before")[:1] * 9)
-    for row in newcomers:
+    talk = Talk(lm, running)
+
+    def numbers() -> int:
+        return sum(layer.numel() for shelf in running._shelves.values() for layer in shelf.layers)
+
+    newcomers = talk.join(starts(lm, "before")[:1] * 40)
+    full = numbers()
+    for row in newcomers[:37]:
         running.leave(row)
+    assert numbers() < full / 4
+    talk.step(20)  # those who stay are who they were, and move to longer slots
+    for row in newcomers:
         running.leave(row)  # once more does no harm
-    assert all(not shelf.layers for shelf in running._shelves.values())
+    assert numbers() == 0
+
+
+@torch.no_grad()
+def test_slots_that_could_not_be_had_are_asked_for_again(lm, monkeypatch):
+    running = Slots(lm)
+    talk = Talk(lm, running)
+    talk.join(starts(lm, "before")[:1] * 4)  # its shelf is full
+    (shelf,) = running._shelves.values()
+    new_empty = Tensor.new_empty
+
+    def short_of_memory(self, *shape, **options):
+        if shelf.layers[0].shape[1] > 4:  # the first layer has grown, the next one cannot
+            raise MemoryError
+        return new_empty(self, *shape, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Tensor, "new_empty", short_of_memory)
+        with pytest.raises(MemoryError):
+            running.join([Row()], starts(lm, "before")[:1])
+    assert [layer.shape[1] for layer in shelf.layers] == [8, 4]
+    talk.step(1)
+    talk.join(starts(lm, "before")[:1] * 2)
+    talk.step(2)
 
 
 def test_a_start_counts_virtual_tokens(lm):
