@@ -187,24 +187,23 @@ def _measure(
     """What is to be kept of these kinds, a block of dialogues at a time. A context is computed once, for all rows that
     see it alike and whether a true reply is read there or another one made."""
     for number, block in enumerate(passes(plan.examples, _BLOCK)):
-        wanted = {kind: _places(plan, kind, block) for kind in kinds}
         left = [
-            (row, speaker, kind)
+            (row, speaker, kind, missing)
             for row, speaker in speakers
             for kind in kinds
-            if _get(_path(out, kind, row.name, number), wanted[kind]) is None
+            if (missing := _missing(_path(out, kind, row.name, number), _places(plan, kind, block)))
         ]
         if not left:
             continue
-        rows = len({row.name for row, _, _ in left})
+        rows = len({row.name for row, *_ in left})
         say(f"{', '.join(kinds)}: turns {block.start + 1:,} to {block.stop:,} of {len(plan.examples):,}, {rows} rows")
         tables: dict[tuple[str, str], list[pd.DataFrame]] = {}
         for some in passes(plan.examples[block], _TOGETHER):
             part = range(block.start + some.start, block.start + some.stop)
-            places = sorted({i for _, _, kind in left for i in wanted[kind] if i in part})
+            places = sorted({i for *_, missing in left for i in missing if i in part})
             contexts: Contexts = {}
-            for row, speaker, kind in left:
-                mine = [i for i in wanted[kind] if i in part]
+            for row, speaker, kind, missing in left:
+                mine = [i for i in missing if i in part]
                 if not mine:
                     continue
                 prepared = _prepared(plan, trained, row, speaker, places, kind == "swapped", contexts)
@@ -213,7 +212,8 @@ def _measure(
                 found = _read(plan, speaker, mine, here) if reads else _speak(speaker, mine, here, decoding)
                 tables.setdefault((kind, row.name), []).append(found)
         for (kind, name), of_row in tables.items():
-            write(_path(out, kind, name, number), pd.concat(of_row))
+            path = _path(out, kind, name, number)
+            write(path, pd.concat([*_tables(path), *of_row]).sort_values("example"))
 
 
 @torch.no_grad()
@@ -284,23 +284,27 @@ def _places(plan: TalkPlan, kind: str, block: slice) -> list[int]:
     return sorted(i for i in plan.spoken if i in of_block)
 
 
-def _get(path: Path, places: Sequence[int]) -> pd.DataFrame | None:
-    """What was measured of these examples, if all of it was; in a larger plan a block may want more."""
-    if not places:
-        return pd.DataFrame()
-    table = pd.read_parquet(path) if path.exists() else pd.DataFrame({"example": []})
-    found = table[table["example"].isin(places)]
-    return found if len(found) == len(places) else None
+def _tables(path: Path) -> list[pd.DataFrame]:
+    """What was measured of a block, if anything was: a smaller plan wants less of it."""
+    return [pd.read_parquet(path)] if path.exists() else []
+
+
+def _missing(path: Path, places: Sequence[int]) -> list[int]:
+    """The examples of which nothing was measured yet."""
+    return sorted(set(places).difference(*(table["example"] for table in _tables(path))))
 
 
 def _kept(plan: TalkPlan, row: TalkRow, out: Path, decoding: Decoding) -> Measured | None:
     """Everything of a row, if all of it is there."""
 
     def whole(kind: str) -> pd.DataFrame | None:
-        blocks = enumerate(passes(plan.examples, _BLOCK))
-        parts = [_get(_path(out, kind, row.name, number), _places(plan, kind, block)) for number, block in blocks]
-        there = [p for p in parts if p is not None]
-        return pd.concat(there, ignore_index=True) if len(there) == len(parts) else None
+        parts = []
+        for number, block in enumerate(passes(plan.examples, _BLOCK)):
+            path, places = _path(out, kind, row.name, number), _places(plan, kind, block)
+            if _missing(path, places):
+                return None
+            parts += [table[table["example"].isin(places)] for table in _tables(path)]
+        return pd.concat(parts, ignore_index=True)
 
     own, spoken = whole("own"), whole(decoding.kind)
     swapped = whole("swapped") if row.persona and plan.swapped else None

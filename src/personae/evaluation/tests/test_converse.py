@@ -279,6 +279,27 @@ def test_a_row_that_is_added_stands_beside_the_others(plan, lm, tmp_path):
     assert (less["row"], less["minus"]) == ("raw LM", "persona as text")
 
 
+def test_a_larger_plan_adds_what_is_missing_to_what_a_smaller_one_measured(dialogues, lm, tmp_path, monkeypatch):
+    made: list[int] = []
+    speak = module._speak
+
+    def watched(speaker: object, places: list[int], *args: object) -> pd.DataFrame:
+        made.extend(places)
+        return speak(speaker, places, *args)
+
+    small, large = (make_talk_plan(dialogues, held_out=0.5, replies=n) for n in (5, 12))
+    first = converse(small, tmp_path / "both", ["raw LM"], lm=lm, **SMALL)
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "_speak", watched)
+        patch.setattr(module, "_read", lambda *a, **k: pytest.fail("read again"))
+        both = converse(large, tmp_path / "both", ["raw LM"], lm=lm, **SMALL)
+        again = converse(small, tmp_path / "both", ["raw LM"], lm=lm, **SMALL)
+    assert sorted(made) == sorted(set(large.spoken) - set(small.spoken))
+    assert len(made) == 7
+    assert again["table"] == first["table"]
+    assert both["table"] == converse(large, tmp_path / "fresh", ["raw LM"], lm=lm, **SMALL)["table"]
+
+
 def test_a_budget_picks_the_sample_once_and_says_so(dialogues, lm, tmp_path, monkeypatch):
     plan = make_talk_plan(dialogues, held_out=0.5, replies=10)
     said: list[str] = []
