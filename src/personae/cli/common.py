@@ -9,6 +9,7 @@ import json
 import math
 import os
 import sys
+import textwrap
 import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -87,7 +88,7 @@ def _explain(error: BaseException) -> tuple[str, int]:
         return "there is not enough memory for this", 1
     if isinstance(error, (ValueError, FloatingPointError, ModelNotFound)) and str(error) and _is_said(error):
         return str(error), 1
-    what = " ".join(f"{type(error).__name__}: {error}".split())
+    what = textwrap.shorten(f"{type(error).__name__}: {error}", 300, placeholder=" ...")
     return f"something unexpected went wrong ({what}); run the command again with --debug to see where", 1
 
 

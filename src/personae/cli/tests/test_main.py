@@ -97,6 +97,8 @@ def test_a_slip_of_the_fingers(run, args, sentence):
         (MemoryError(), "there is not enough memory"),
         (KeyError("vectors"), "something unexpected went wrong (KeyError: 'vectors'); run the command again with"),
         (RuntimeError("one\ntwo"), "(RuntimeError: one two)"),
+        (KeyError(f"{list(range(5000))} not in index"), "4, 5"),
+        (KeyError(f"{list(range(5000))} not in index"), " ...); run the command again with --debug"),
     ],
 )
 def test_every_failure_is_one_sentence(run, monkeypatch, error, sentence):
@@ -106,6 +108,7 @@ def test_every_failure_is_one_sentence(run, monkeypatch, error, sentence):
     monkeypatch.setattr("personae.bundle.Bundle.open", fail)
     result = run("cohorts", "b", status=1)
     assert sentence in one_sentence(result.stderr)
+    assert len(result.stderr) < 500
     assert result.stdout == ""
     debugged = run("cohorts", "b", "--debug", status=1)
     assert "Traceback" in debugged.stderr
