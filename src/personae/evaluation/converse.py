@@ -213,7 +213,8 @@ def _measure(
                 tables.setdefault((kind, row.name), []).append(found)
         for (kind, name), of_row in tables.items():
             path = _path(out, kind, name, number)
-            write(path, pd.concat([*_tables(path), *of_row]).sort_values("example"))
+            whole = pd.concat([*_tables(path), *of_row]).drop_duplicates("example")  # two calls may share a folder
+            write(path, whole.sort_values("example"))
 
 
 @torch.no_grad()
