@@ -187,11 +187,12 @@ def _measure(
     """What is to be kept of these kinds, a block of dialogues at a time. A context is computed once, for all rows that
     see it alike and whether a true reply is read there or another one made."""
     for number, block in enumerate(passes(plan.examples, _BLOCK)):
+        wanted = {kind: _places(plan, kind, block) for kind in kinds}
         left = [
             (row, speaker, kind, missing)
             for row, speaker in speakers
             for kind in kinds
-            if (missing := _missing(_path(out, kind, row.name, number), _places(plan, kind, block)))
+            if (missing := _missing(_tables(_path(out, kind, row.name, number)), wanted[kind]))
         ]
         if not left:
             continue
@@ -290,9 +291,9 @@ def _tables(path: Path) -> list[pd.DataFrame]:
     return [pd.read_parquet(path)] if path.exists() else []
 
 
-def _missing(path: Path, places: Sequence[int]) -> list[int]:
+def _missing(tables: Sequence[pd.DataFrame], places: Sequence[int]) -> list[int]:
     """The examples of which nothing was measured yet."""
-    return sorted(set(places).difference(*(table["example"] for table in _tables(path))))
+    return sorted(set(places).difference(*(table["example"] for table in tables)))
 
 
 def _kept(plan: TalkPlan, row: TalkRow, out: Path, decoding: Decoding) -> Measured | None:
@@ -301,10 +302,10 @@ def _kept(plan: TalkPlan, row: TalkRow, out: Path, decoding: Decoding) -> Measur
     def whole(kind: str) -> pd.DataFrame | None:
         parts = []
         for number, block in enumerate(passes(plan.examples, _BLOCK)):
-            path, places = _path(out, kind, row.name, number), _places(plan, kind, block)
-            if _missing(path, places):
+            tables, places = _tables(_path(out, kind, row.name, number)), _places(plan, kind, block)
+            if _missing(tables, places):
                 return None
-            parts += [table[table["example"].isin(places)] for table in _tables(path)]
+            parts += [table[table["example"].isin(places)] for table in tables]
         return pd.concat(parts, ignore_index=True)
 
     own, spoken = whole("own"), whole(decoding.kind)
