@@ -126,16 +126,20 @@ class Bank:
 
 
 def read_in_parts(speaker: Speaker, prepared: Prepared, replies: Sequence[list[int]]) -> Reading:
-    """A speaker's reading of any number of replies."""
-    parts = [range(len(replies))[start : start + _READ] for start in range(0, len(replies), _READ)]
+    """A speaker's reading of any number of replies, those of similar length together: a pass is as long as its longest
+    row."""
+    order = sorted(range(len(replies)), key=lambda i: len(prepared.prompts[i].after) + len(replies[i]))
+    parts = [order[start : start + _READ] for start in range(0, len(order), _READ)]
     found = [speaker.read(prepared.select(part), [replies[i] for i in part]) for part in parts]
+    place = torch.tensor(order).argsort()
 
     def joined(values: Sequence[Tensor | None]) -> Tensor | None:
         there = [v for v in values if v is not None]
-        return torch.cat(there) if there else None
+        return torch.cat(there)[place.to(there[0].device)] if there else None
 
-    nll, *rest = zip(*found, strict=True)
-    return Reading(torch.cat(nll), *map(joined, rest))
+    nll, *rest = map(joined, zip(*found, strict=True))
+    assert nll is not None
+    return Reading(nll, *rest)
 
 
 class Trained:
