@@ -135,7 +135,7 @@ def read_in_parts(speaker: Speaker, prepared: Prepared, replies: Sequence[list[i
 
     def joined(values: Sequence[Tensor | None]) -> Tensor | None:
         there = [v for v in values if v is not None]
-        return torch.cat(there)[place.to(there[0].device)] if there else None
+        return torch.cat(there)[place] if there else None
 
     nll, *rest = map(joined, zip(*found, strict=True))
     assert nll is not None
